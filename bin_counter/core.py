@@ -303,7 +303,7 @@ class Preprocess:
         if not 32 <= self.size <= 1024: raise ConfigError(f'size {self.size}: choose 32 to 1024 pixels, usually 224')
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0: raise ConfigError('mean and std must be three numbers each, std above 0')
 
-# %% ../nbs/00_core.ipynb #3362b778
+# %% ../nbs/00_core.ipynb #55c60a4e
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     "What must be known to use a model, and to trust it: `card.json`"
@@ -315,7 +315,8 @@ class ModelCard:
     views:tuple[str, ...]=('plain',) # views whose probabilities are averaged: 'plain', 'flip'
     review_below:float=0.5 # trust under which a person is asked
     alarm_at:float=0.95 # probability of a mismatch from which an alarm is raised
-    weights_sha256:str='' # hash of the weights this card belongs to
+    weights_sha256:str='' # hash of `model.pth`, the weights this card belongs to
+    onnx_sha256:str='' # hash of `model.onnx`, the same network as it is served; filled in by packaging
     training:dict=field(default_factory=dict) # preset, seed, settings, data hash, versions
     metrics:dict=field(default_factory=dict) # figures on validation and test, each with its baselines
     data_licence:str='' # licence of the photos

@@ -92,7 +92,7 @@ def _cv2():
         return cv2
     except ImportError as e: raise PhotoError("decoding photos needs OpenCV: pip install 'bin_counter[serve]'") from e
 
-# %% ../nbs/00_photo.ipynb #89344843
+# %% ../nbs/00_photo.ipynb #229223ce
 def decode_photo(
     data:bytes, # content of a JPEG or PNG file
     name:str='photo', # what to call it in an error
@@ -101,11 +101,11 @@ def decode_photo(
     "Pixels of a photo, or one line that says why there are none"
     info, cv2 = check_photo(data, name), _cv2()
     import numpy as np
-    flag = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[_reduction(info, side)]
+    flag = {1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}[_reduction(info, side)]
     try: img = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error as e: raise PhotoError(f'{name}: damaged: fetch it again') from e
     if img is None: raise PhotoError(f'{name}: damaged: fetch it again')
-    return cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
+    return img if flag == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
 
 def read_photo(
     path:Path|str, # a JPEG or PNG file
