@@ -84,7 +84,7 @@ def bin_synth(
     print(f'{len(records)} bins drawn into {out}: bin-images/, metadata/, manifest.csv')
     print(f'next: bin_run --data {shlex.quote(out)} --out runs/first')
 
-# %% ../nbs/20_cli.ipynb #d2e03c01
+# %% ../nbs/20_cli.ipynb #d778e1c7
 def _index(data, out):
     "manifest.csv of a data folder, written under `out`; the data stay untouched"
     from bin_counter.data import index_bins
@@ -93,26 +93,26 @@ def _index(data, out):
 
 def _look(data, out):
     "quality.csv: what is unusual about the photos"
-    from bin_counter.explore import quality_report
-    rows = quality_report(read_manifest(Path(out)/'manifest.csv'), data, Path(out)/'quality.csv')
-    kinds = {k: sum(r['reason'] == k for r in rows) for k in sorted({r['reason'] for r in rows})}
-    return ', '.join(f'{n:,} {k}' for k, n in kinds.items()) or 'nothing unusual'
+    from bin_counter.explore import format_quality, quality_report
+    records = read_manifest(Path(out)/'manifest.csv')
+    return format_quality(quality_report(records, data, Path(out)/'quality.csv'), len(records))
 
 def _split(out, counts, by, ratios, balance, seed):
     "splits.csv and leak.json; photos of an earlier split stay where they were"
-    from bin_counter.balance import balance_rows, count_table, format_leak, leak_report, parse_ratios, read_splits, split_bins, write_splits
+    from bin_counter.balance import balance_rows, count_table, format_leak, leak_report, parse_ratios, split_bins
+    from bin_counter.splits import read_splits, write_splits
     out, records = Path(out), read_manifest(Path(out)/'manifest.csv')
     previous = read_splits(out/'splits.csv') if (out/'splits.csv').exists() else None
     split = split_bins(records, counts, parse_ratios(ratios), by, seed, previous)
     rows = balance_rows(split.rows, balance, seed=seed, counts=counts)
-    pairs = [(r['id'], r['other']) for r in read_csv(out/'quality.csv') if 'duplicate' in r['reason'] and r['other']] if (out/'quality.csv').exists() else []
+    pairs = [(r['id'], r['other']) for r in read_csv(out/'quality.csv') if r['reason'] in ('near_duplicate', 'exact_duplicate') and r['other']] if (out/'quality.csv').exists() else []
     leak = leak_report(rows, records, pairs)
     write_json(out/'leak.json', leak)
     write_csv(out/'left_out.csv', [asdict(s) for s in split.skipped], ['id', 'reason'])
     write_splits(out/'splits.csv', rows)
     return f'{split}\nbalance: {balance}\n{count_table(rows, counts)}\n{format_leak(leak)}'
 
-# %% ../nbs/20_cli.ipynb #38adb459
+# %% ../nbs/20_cli.ipynb #fe21e64a
 @command
 def bin_explore(
     data:Param('data folder: bin-images/, metadata/', str, required=True)=None,
@@ -138,7 +138,7 @@ def bin_split(
     print(_split(out, Counts.parse(counts), by, ratios, balance, seed))
     print(f'wrote {out}/splits.csv and {out}/leak.json')
     if channels:
-        from bin_counter.balance import read_splits, write_channels
+        from bin_counter.splits import read_splits, write_channels
         if not data: raise ConfigError('--channels needs --data, the folder that holds bin-images/')
         write_channels(read_splits(Path(out)/'splits.csv'), data, channels, counts=Counts.parse(counts))
         print(f'wrote {channels}/train, valid and test')
@@ -231,7 +231,7 @@ def _settings(given):
     if bad: raise ConfigError(f'--set {bad[0]!r}: write it as name=value, as in --set mixup=0')
     return dict(g.split('=', 1) for g in given)
 
-# %% ../nbs/20_cli.ipynb #9c3f48a4
+# %% ../nbs/20_cli.ipynb #f66086f3
 def _train(out, data, hps, licence):
     "Call the container's entry point with folders of this run"
     from bin_counter.train import main
@@ -243,8 +243,7 @@ def _accuracy_line(metrics):
     "The headline: accuracy with its interval and its baseline"
     part = 'test' if metrics.get('test') else 'valid'
     m = metrics[part]
-    a, base = m['accuracy'], m['baselines']['majority']['accuracy']
-    base = base['value'] if isinstance(base, dict) else base
+    a, base = m['figures']['accuracy'], m['baselines']['majority']['accuracy']
     sure = f"95% interval {100*a['low']:.1f} to {100*a['high']:.1f}, " if a.get('low') is not None else ''
     return f"{'' if part == 'test' else 'validation '}accuracy: {100*a['value']:.1f}% ({sure}{m['photos']:,} {part} photos; always the most frequent count: {100*base:.1f}%)"
 

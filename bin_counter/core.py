@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MANIFEST_COLUMNS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'BinCounterError', 'ConfigError', 'DataError', 'PhotoError',
            'ModelError', 'PackageError', 'os_error', 'atomic_write', 'write_json', 'read_json', 'write_csv', 'read_csv',
-           'bytes_hash', 'file_hash', 'BinRecord', 'write_manifest', 'read_manifest', 'Counts', 'expected_count',
-           'count_interval', 'make_answer', 'Preprocess', 'ModelCard', 'write_card', 'read_card', 'ContainerPaths',
-           'progress']
+           'text_table', 'bytes_hash', 'file_hash', 'BinRecord', 'write_manifest', 'read_manifest', 'Counts',
+           'expected_count', 'count_interval', 'make_answer', 'Preprocess', 'ModelCard', 'write_card', 'read_card',
+           'ContainerPaths', 'progress']
 
 # %% ../nbs/00_core.ipynb #c20c2aa6
 import csv, hashlib, json, math, os, sys, tempfile
@@ -138,6 +138,16 @@ def read_csv(
     bad = next((i for i, r in enumerate(rows, 2) if None in r or None in r.values()), None)
     if bad: raise DataError(f'{path} line {bad} has another number of cells than the header{after}')
     return rows
+
+# %% ../nbs/00_core.ipynb #b05c0d37
+def text_table(
+    head:Sequence, # names of the columns
+    rows:Iterable[Sequence], # cells, anything that `str` takes
+)->str: # lines of equal columns
+    "Align columns as text: the first to the left, the others to the right"
+    cells = [[str(c) for c in r] for r in [head, *rows]]
+    widths = [max(map(len, col)) for col in zip(*cells)]
+    return '\n'.join('  '.join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(zip(r, widths))).rstrip() for r in cells)
 
 # %% ../nbs/00_core.ipynb #1d303253
 def bytes_hash(

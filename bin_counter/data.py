@@ -67,7 +67,7 @@ def _check_id(id):
     if not _ID.fullmatch(id): raise DataError(f'id {id!r} cannot name a photo: write ids as 00100, 1044 or a range 1-100')
     return id
 
-# %% ../nbs/01_data.ipynb #7c19f8ae
+# %% ../nbs/01_data.ipynb #9d7d2afe
 def parse_ids(
     ids:str|Iterable[str], # ids, or text of ids and ranges 'A-B' separated by commas
 )->list[str]: # ids in the order given, each once
@@ -79,7 +79,7 @@ def parse_ids(
     out = []
     for part in filter(None, map(str.strip, ids.split(','))):
         m = re.fullmatch(r'(\d+)\s*-\s*(\d+)', part)
-        if m and not 0 < int(m[1]) <= int(m[2]) <= 9_999_999: raise DataError(f'ids {part!r}: the first must be at least 1 and at most the last, as in 1-100')
+        if m and not int(m[1]) <= int(m[2]) <= 9_999_999: raise DataError(f'ids {part!r}: the first must not be above the last, as in 1-100')
         out += [f'{i:05d}' for i in range(int(m[1]), int(m[2]) + 1)] if m else [_check_id(part)]
     return list(dict.fromkeys(out))
 
@@ -147,7 +147,7 @@ def _retry(ask, retries, backoff, rng):
             if n == retries or not _is_transient(e): raise
             time.sleep(min(20, backoff*2**n)*rng.uniform(0.5, 1))
 
-# %% ../nbs/01_data.ipynb #1398a95c
+# %% ../nbs/01_data.ipynb #5ffd855d
 def _explain(e, url, key):
     "What a failed request means: an exception to raise instead"
     from botocore import exceptions as x
@@ -156,7 +156,7 @@ def _explain(e, url, key):
         status = e.response.get('ResponseMetadata', {}).get('HTTPStatusCode', 0)
         if code == 'NoSuchBucket': return DataError(f'{url}: no such bucket: check the name after s3://')
         if status == 404: return _Absent(key)
-        if status in (401, 403): return DataError(f'{url}: access to {key} denied ({code}): is the bucket public, or must you sign in (anonymous=False)?')
+        if status in (401, 403): return DataError(f'{url}: access to {key} denied ({code}): is the bucket public, or must you sign in (bin_data --signed)?')
     if isinstance(e, x.ConnectionError): return DataError(f'{url} cannot be reached ({_line(e)}): check the network, then run the same command again')
     if _is_transient(e): return _GaveUp(_line(e))
     if isinstance(e, x.BotoCoreError | x.ClientError): return DataError(f'{url}: {_line(e)}')

@@ -8,7 +8,7 @@ __all__ = ['FIGURES', 'INK', 'BLUE', 'ORANGE', 'GREY', 'Predictions', 'read_pred
            'figure_svg', 'plot_history', 'plot_recall', 'plot_reliability', 'plot_errors', 'worst_mistakes',
            'render_report', 'evaluate']
 
-# %% ../nbs/07_evaluate.ipynb #ed63ff5f
+# %% ../nbs/07_evaluate.ipynb #a9f328ad
 import base64, io, json, math, re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import (ConfigError, Counts, DataError, ModelCard, PhotoError, atomic_write, file_hash, read_card,
+from .core import (ConfigError, Counts, DataError, ModelCard, PhotoError, atomic_write, file_hash, read_card, text_table,
                               read_csv, read_json, write_json)
 from .photo import read_photo
 
@@ -102,21 +102,19 @@ def read_predictions(
         if i is None or ps[i] < ps.max() - 1e-4: raise DataError(f"{path}: photo {r['id']} was answered {n}, which is not its most probable count: {_HINT}")
     return p
 
-# %% ../nbs/07_evaluate.ipynb #d2f0aff6
+# %% ../nbs/07_evaluate.ipynb #c8594e4a
 _SUMS = ('photos', 'accuracy', 'within_one', 'mae', 'rmse', 'rmse_expected', 'log_loss')
 
 def _photo_sums(p):
     "What each photo adds to each sum, shape (n, 7)"
-    values, rows = np.array(p.counts.values, float), np.arange(len(p))
+    values = np.array(p.counts.values, float)
     off, off_expected = values[p.answers] - values[p.truth], p.probs @ values - values[p.truth]
-    nll = -np.log(np.maximum(p.probs[rows, p.truth], 1e-6))
+    nll = -np.log(np.maximum(p.probs[np.arange(len(p)), p.truth], 1e-6))
     return np.stack([np.ones(len(p)), off == 0, abs(off) <= 1, abs(off), off**2, off_expected**2, nll], 1)
 
 def _means(sums):
     "Figures from sums of shape (..., 7 or more)"
-    with np.errstate(invalid='ignore', divide='ignore'):
-        out = {name: sums[..., i] / sums[..., 0] for i, name in enumerate(_SUMS) if i}
-    return {name: np.sqrt(v) if name.startswith('rmse') else v for name, v in out.items()}
+    return {name: (sums[..., i] / sums[..., 0])**(.5 if name.startswith('rmse') else 1) for i, name in enumerate(_SUMS) if i}
 
 # %% ../nbs/07_evaluate.ipynb #626a3f10
 def confusion_matrix(
@@ -152,7 +150,7 @@ def weighted_kappa(
     except ImportError as e: raise ConfigError("scores need scikit-learn: pip install 'bin_counter[train]'") from e
     return float(cohen_kappa_score(truth, answers, labels=range(k), weights='quadratic'))
 
-# %% ../nbs/07_evaluate.ipynb #a9cc66d3
+# %% ../nbs/07_evaluate.ipynb #f4dbf5b8
 def calibration(
     p:Predictions, # photos to score
     bins:int=15, # bins of equal width from 0 to 1
@@ -162,8 +160,7 @@ def calibration(
     where = np.clip(np.ceil(trust*bins).astype(int) - 1, 0, bins - 1)
     out = [dict(low=b/bins, high=(b + 1)/bins, photos=int((where == b).sum()), confidence=float(trust[where == b].mean()), accuracy=float(right[where == b].mean()))
            for b in range(bins) if (where == b).any()]
-    ece = sum(b['photos']*abs(b['accuracy'] - b['confidence']) for b in out) / len(p) if len(p) else None
-    return dict(ece=ece, bins=out)
+    return dict(ece=sum(b['photos']*abs(b['accuracy'] - b['confidence']) for b in out) / max(len(p), 1), bins=out)
 
 # %% ../nbs/07_evaluate.ipynb #34b1b026
 def _group_sums(values, groups):
@@ -279,13 +276,7 @@ def _show_interval(name, f):
     "Bounds as text"
     return '–' if f['low'] is None else f"{_show(name, f['low'])} to {_show(name, f['high'])}"
 
-# %% ../nbs/07_evaluate.ipynb #4923a79d
-def _table(head, rows):
-    "Columns as text: the first to the left, the others to the right"
-    cells = [[str(c) for c in r] for r in [head, *rows]]
-    widths = [max(map(len, col)) for col in zip(*cells)]
-    return '\n'.join('  '.join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(zip(r, widths))).rstrip() for r in cells)
-
+# %% ../nbs/07_evaluate.ipynb #9f5906a3
 def format_scores(
     scores:Mapping, # what `score_predictions` gave
 )->str: # a table
@@ -293,7 +284,7 @@ def format_scores(
     base = _base_names(scores)
     body = [[label, _show(name, scores['figures'][name]['value']), _show_interval(name, scores['figures'][name])] +
             [_show(name, scores['baselines'][b].get(name)) for b in base] for name, (label, _) in FIGURES.items()]
-    return '\n'.join([f"{scores['photos']:,} photos in {scores['groups']:,} groups", _table(['', 'value', '95% interval', *base.values()], body), *scores['notes']])
+    return '\n'.join([f"{scores['photos']:,} photos in {scores['groups']:,} groups", text_table(['', 'value', '95% interval', *base.values()], body), *scores['notes']])
 
 # %% ../nbs/07_evaluate.ipynb #756f0c11
 def _same_photos(a, b):
@@ -329,7 +320,7 @@ def compare_predictions(
     verdict = 'undecided' if low is None or low <= 0 <= high else 'better' if low > 0 else 'worse'
     return dict(part=part, photos=len(a), groups=len(sums), verdict=verdict, figures=out)
 
-# %% ../nbs/07_evaluate.ipynb #9552b91e
+# %% ../nbs/07_evaluate.ipynb #3579bbac
 def format_comparison(
     comparison:Mapping, # what `compare_predictions` gave
     names:tuple[str, str]=('first', 'second'), # names of the models
@@ -339,7 +330,7 @@ def format_comparison(
     body = [[FIGURES[k][0], _show(k, f['a']), _show(k, f['b']), points(k, f['difference']), f"{points(k, f['low'])} to {points(k, f['high'])}"] for k, f in comparison['figures'].items()]
     said = dict(better=f'{names[1]} is more accurate than {names[0]}', worse=f'{names[1]} is less accurate than {names[0]}',
                 undecided='these photos cannot tell which is more accurate')[comparison['verdict']]
-    return '\n'.join([_table([f"{comparison['part']}, {comparison['photos']:,} photos", *names, 'difference', '95% interval'], body), said])
+    return '\n'.join([text_table([f"{comparison['part']}, {comparison['photos']:,} photos", *names, 'difference', '95% interval'], body), said])
 
 # %% ../nbs/07_evaluate.ipynb #2709365b
 INK, BLUE, ORANGE, GREY = '#1b2128', '#2f7bc0', '#c8641b', '#8a94a0'
@@ -448,7 +439,7 @@ def worst_mistakes(
     order = sorted(wrong, key=lambda i: (-p.probs[i].max(), p.ids[i]))[:n]
     return [dict(id=p.ids[i], label=int(p.labels[i]), answer=p.counts.names[p.answers[i]], trust=_number(p.probs[i].max())) for i in order]
 
-# %% ../nbs/07_evaluate.ipynb #488b2b4b
+# %% ../nbs/07_evaluate.ipynb #ac8d8003
 def _thumbnail(path, side=220):
     "A photo as the data of a small JPEG"
     from PIL import Image
@@ -460,33 +451,31 @@ def _thumbnail(path, side=220):
 def _mistake_html(m, data):
     "One mistake as a figure with its caption"
     said, path = f"{m['label']} in the record, answered {m['answer']}", Path(data or '.')/'bin-images'/f"{m['id']}.jpg"
-    try: pic = f'<img src="{_thumbnail(path)}" alt="Photo {escape(m["id"])}: {escape(said)}" loading="lazy">' if data else ''
+    try: pic = f'<img src="{_thumbnail(path)}" alt="Photo {escape(m["id"])}: {escape(said)}">' if data else ''
     except PhotoError as e: pic = f'<p class="gone">{escape(str(e).removeprefix(f"{path}: "))}</p>'
     return f'<figure>{pic}<figcaption><b>{escape(m["id"])}</b><br>{escape(said)}<br>probability {m["trust"]:.3f}</figcaption></figure>'
 
-# %% ../nbs/07_evaluate.ipynb #bf5d27a9
+# %% ../nbs/07_evaluate.ipynb #c9ab2b52
 def _html_table(caption, head, rows, cls=''):
     "A table with a caption and scoped headers; a row's first cell is its header, or a pair of header and explanation; another pair is style and text"
     def cell(c): return f'<td style="{c[0]}">{escape(str(c[1]))}</td>' if isinstance(c, tuple) else f'<td>{escape(str(c))}</td>'
     def name(c): return f'{escape(c[0])}<small>{escape(c[1])}</small>' if isinstance(c, tuple) else escape(str(c))
     top = ''.join(f'<th scope="col">{escape(str(c))}</th>' for c in head)
-    body = ''.join(f'<tr><th scope="row">{name(r[0])}</th>{"".join(map(cell, r[1:]))}</tr>' for r in rows)
     return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="{cls}"><caption>{escape(caption)}</caption>'
-            f'<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>')
+            f'<thead><tr>{top}</tr></thead><tbody>' + ''.join(f'<tr><th scope="row">{name(r[0])}</th>{"".join(map(cell, r[1:]))}</tr>' for r in rows) + '</tbody></table></div>')
 
 def _section(name, title, *parts):
     "A section of the page"
     return f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
-# %% ../nbs/07_evaluate.ipynb #37421ee9
+# %% ../nbs/07_evaluate.ipynb #ac4987ee
 def _headline_words(scores, part):
     "The result in plain sentences"
-    f, base = scores['figures']['accuracy'], {k: b for k, b in scores['baselines'].items() if k != 'mean'}
-    best = max(base, key=lambda k: base[k]['accuracy'], default=None)
+    f, b = scores['figures']['accuracy'], max((b for k, b in scores['baselines'].items() if k != 'mean'), key=lambda b: b['accuracy'], default=None)
     span = '' if f['low'] is None else f" (95% interval {_show_interval('accuracy', f)}, over {scores['groups']:,} groups)"
     out = f"The count is exactly right for {_show('accuracy', f['value'])} of {scores['photos']:,} {part} photos{span}, and off by one at most for {_show('within_one', scores['figures']['within_one']['value'])}."
-    if best is None: return out
-    b, low, high = base[best], f['low'], f['high']
+    if b is None: return out
+    low, high = f['low'], f['high']
     verdict = 'The photos are too few to compare that' if low is None else 'The model is better than that' if low > b['accuracy'] else \
               'The model is worse than that' if high < b['accuracy'] else 'The model is not clearly better than that'
     return f"{out} Always answering {b['answer']:.0f} would get {_show('accuracy', b['accuracy'])}. {verdict}."
@@ -544,7 +533,7 @@ def _card_html(card):
     whole = escape(json.dumps({k: v for k, v in card.to_dict().items() if k != 'metrics'}, indent=1, sort_keys=True, ensure_ascii=False, default=str))
     return _html_table('what the model is', ['', 'value'], rows, 'card') + f'<details><summary>card.json</summary><pre>{whole}</pre></details>'
 
-# %% ../nbs/07_evaluate.ipynb #beea6750
+# %% ../nbs/07_evaluate.ipynb #77908920
 _CSS = """
 :root{color-scheme:light dark;--bg:#fff;--ink:#1b2128;--soft:#59636e;--line:#d8dde2;--panel:#f4f6f8;--blue:#2f7bc0;--orange:#c8641b;--grey:#8a94a0;--warn:#fff4e5}
 @media (prefers-color-scheme:dark){:root{--bg:#14181d;--ink:#e7ebef;--soft:#a5afb9;--line:#353d46;--panel:#1c2229;--blue:#5aa5e6;--orange:#ee9450;--grey:#7b8690;--warn:#3a2a17}}
@@ -569,7 +558,7 @@ th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);whit
 .worst{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:18px} .worst img{display:block;width:100%;height:170px;object-fit:contain;background:var(--panel);border-radius:6px} .gone{background:var(--panel);border-radius:6px;height:170px;overflow:auto;margin:0;padding:12px;color:var(--soft);font-size:.9rem}
 pre{background:var(--panel);padding:12px 14px;border-radius:6px;overflow-x:auto;font-size:.85rem} summary{cursor:pointer;margin:8px 0}
 @media (max-width:560px){body{font-size:15px} .lead{font-size:1.08rem} .row{grid-template-columns:1fr 4em;gap:2px 10px} .row span{grid-column:1/-1} .worst{grid-template-columns:1fr 1fr} th,td{padding:6px 6px;font-size:.9rem} .figures th[scope=row]{min-width:10em;position:sticky;left:0;background:var(--bg)} .heat td{min-width:2.4em} .worst img,.gone{height:130px}}
-@media print{:root{--bg:#fff;--ink:#000;--soft:#444;--line:#bbb;--panel:#f1f1f1;--blue:#2f7bc0;--orange:#c8641b;--grey:#8a94a0;--warn:#fff} nav{display:none} figure,tr,.row{break-inside:avoid} h2{break-after:avoid} .scroll{overflow:visible} th,td{white-space:normal;padding:4px 6px} body{font-size:11pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+@media print{:root{--bg:#fff;--ink:#000;--soft:#444;--line:#bbb;--panel:#f1f1f1;--blue:#2f7bc0;--orange:#c8641b;--grey:#8a94a0;--warn:#fff} nav,footer{display:none} .two{grid-template-columns:1fr 1fr} .worst{grid-template-columns:repeat(4,1fr)} .worst img,.gone{height:110px} section{padding:14px 0} table{font-size:9pt} figure,tr,.row{break-inside:avoid} h2{break-after:avoid} .scroll{overflow:visible;break-inside:avoid} th,td{padding:3px 6px} body{font-size:11pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 
 # %% ../nbs/07_evaluate.ipynb #4e7dd621
@@ -629,16 +618,13 @@ def _licence(card, data):
     "Licence line under the pictures"
     return f'<p class="soft">Licence of the photos: {escape(card.data_licence)}</p>' if data and card and card.data_licence else ''
 
-# %% ../nbs/07_evaluate.ipynb #ea423dcf
+# %% ../nbs/07_evaluate.ipynb #4974b027
 def _protocol(path, sha, has_test):
     "How often test was scored into this folder, in number and words"
     if not has_test: return 0, 'There are no test photos: the figures are on valid, which also chose the model, so they are somewhat too good.'
-    times = 1
-    if Path(path).is_file():
-        try: old = read_json(path)
-        except DataError: old = {}
-        times = int(old.get('test_scored') or 0) + (old.get('predictions_sha256') != sha)
-    times = max(times, 1)
+    try: old = read_json(path)
+    except DataError: old = {} # none yet, or damaged
+    times = max(int(old.get('test_scored') or 0) + (old.get('predictions_sha256') != sha), 1)
     return times, 'The model was chosen on valid; test was scored once, at the end.' if times == 1 else \
            f'Test was scored {times} times with different predictions: whoever chose among them has used the test photos up, and the figures are too good.'
 

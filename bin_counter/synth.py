@@ -19,24 +19,24 @@ def _rng(*key):
     "A random generator named by `key`: the same name always gives the same numbers"
     return random.Random('/'.join(map(str, key)))
 
-# %% ../nbs/02_synth.ipynb #3c6622e7
+# %% ../nbs/02_synth.ipynb #ddd853cb
 @dataclass(frozen=True, slots=True)
 class Look:
     "How hard the drawn bins are to count"
-    visible:float=0.5 # least share of every item that stays in view, 0.35 to 1
+    visible:float=0.6 # least share of every item that stays in view, 0.35 to 1
     bands:tuple[int, int]=(3, 25) # fewest and most elastic bands
-    labels:float=0.92 # share of products that carry a printed white label, 0 to 1
-    blur:float=1.1 # strongest blur, pixels at a photo size of 224
-    dark:float=0.4 # share of the light that is missing in the darkest photo, 0 to 0.8
+    labels:float=0.97 # share of products that carry a printed white label, 0 to 1
+    blur:float=0.8 # strongest blur, pixels at a photo size of 224
+    dark:float=0.35 # share of the light that is missing in the darkest photo, 0 to 0.8
     warm:float=0.2 # how much of the blue the warmest light takes away, 0 to 0.6
     tilt:float=2.0 # how far a corner of the photo may be off, percent of the side
-    noise:float=4.0 # standard deviation of the sensor's noise, of 255
+    noise:float=3.0 # standard deviation of the sensor's noise, of 255
 
     def __post_init__(self):
         if not 0.35 <= self.visible <= 1: raise ConfigError(f'visible {self.visible}: choose 0.35 to 1, an item that is hidden cannot be counted')
         if not 0 <= self.bands[0] <= self.bands[1] <= 60: raise ConfigError(f'bands {self.bands}: choose two numbers from 0 to 60, the smaller first')
 
-LEVELS = dict(easy=Look(0.7, (3, 10), 1.0, 0.4, 0.15, 0.1, 1.0, 2.0), normal=Look(), hard=Look(0.4, (8, 25), 0.6, 1.6, 0.6, 0.3, 3.0, 7.0))
+LEVELS = dict(easy=Look(0.8, (3, 10), 1.0, 0.4, 0.15, 0.1, 1.0, 2.0), normal=Look(), hard=Look(0.45, (8, 25), 0.6, 1.6, 0.6, 0.3, 3.0, 7.0))
 
 # %% ../nbs/02_synth.ipynb #33335ee9
 def _look(look):
@@ -227,9 +227,12 @@ def _invent(rng, asin, look, avoid=()):
     name = f'{rng.choice(BRANDS)} {rng.choice(nouns.split(","))}, No. {rng.randint(1, 99)}'
     return Product(asin, kind, name, colour, accent, rng.uniform(*widths), rng.uniform(*heights), rng.random() < look.labels)
 
-# %% ../nbs/02_synth.ipynb #d1279b29
-def _paint_label(d, x, y, w, h, rng):
-    "A white label with lines of print and a bar code"
+# %% ../nbs/02_synth.ipynb #c39b8ba4
+def _paint_label(d, x, y, width, p, rng):
+    "A white label with lines of print and a bar code: of one size in all bins, its middle at (x, y), on a patch so wide"
+    unit = width/p.width
+    w, h = min(.15*unit, .86*width), .105*unit
+    x, y = x - w/2, y - h/2
     d.rectangle([x, y, x + w, y + h], fill=(240, 238, 230), outline=(140, 136, 126))
     bar = x + w*.1
     while bar < x + w*.88:
@@ -243,7 +246,7 @@ def _write(d, x, y, w, h, text, colour):
     size = max(6, min(round(h), round(1.7*w/max(1, len(text)))))
     d.text((x + w/2, y + h/2), text, fill=colour, font=_font(size), anchor='mm')
 
-# %% ../nbs/02_synth.ipynb #37a70ddf
+# %% ../nbs/02_synth.ipynb #ea025ccd
 def _paint_box(d, w, h, p, rng):
     "Box seen from a little above: front, top and one side"
     deep, lift, left = w*rng.uniform(.1, .2), min(h*.16, w*.2)*rng.uniform(.6, 1), rng.random() < .5
@@ -260,11 +263,11 @@ def _paint_box(d, w, h, p, rng):
         m = (x0 + x1)/2
         d.rectangle([m - w*.06, lift, m + w*.06, h], fill=(225, 205, 165, 110))
         d.line([(m, lift), (m, h)], fill=(40, 28, 15, 150), width=2)
-    if p.label: _paint_label(d, x0 + (x1 - x0)*rng.uniform(.08, .35), h*rng.uniform(.52, .62), (x1 - x0)*.5, min(h*.26, w*.42), rng)
+    if p.label: _paint_label(d, x0 + (x1 - x0)*rng.uniform(.38, .62), h*rng.uniform(.6, .72), w, p, rng)
     for edge in ([(x0, lift), (x1, lift)], [(near, lift), (near, h)]): d.line(edge, fill=(25, 18, 10, 170), width=3)
     return [(0, 0), (x1 - deep, 0), (x1, lift), (x1, h - 1), (near, h - 1), (0, h - 1 - lift)] if left else [(x0, lift), (deep, 0), (w - 1, 0), (w - 1, h - 1 - lift), (near, h - 1), (0, h - 1)]
 
-# %% ../nbs/02_synth.ipynb #b17197db
+# %% ../nbs/02_synth.ipynb #45865441
 def _paint_bag(d, w, h, p, rng):
     "Poly bag: irregular, with its content showing through and reflections on the film"
     waves = [(k, rng.uniform(.3, 1)*.16/k, rng.uniform(0, 6.3)) for k in (2, 3, 5, 9)]
@@ -281,27 +284,26 @@ def _paint_bag(d, w, h, p, rng):
         t, a = rng.uniform(0, 6.3), rng.uniform(.25, .85)
         crease = [at(t + k*rng.uniform(.05, .2), a + k*rng.uniform(-.12, .12)) for k in range(3)]
         d.line(crease, fill=(255, 252, 240, rng.randint(50, 190)) if rng.random() < .6 else (15, 12, 8, 90), width=rng.randint(2, 5), joint='curve')
-    if p.label: _paint_label(d, w*rng.uniform(.25, .4), h*rng.uniform(.38, .5), w*.36, h*.26, rng)
+    if p.label: _paint_label(d, w*rng.uniform(.4, .6), h*rng.uniform(.45, .6), w, p, rng)
     return outline
 
-# %% ../nbs/02_synth.ipynb #9f1a9d88
+# %% ../nbs/02_synth.ipynb #68ace37d
 def _paint_bottle(d, w, h, p, rng):
     "Bottle or jar: cap, shoulders, body, and a label around it"
     cap, neck, r = h*rng.uniform(.1, .16), w*rng.uniform(.22, .34), w*.5
     d.rectangle([0, 0, w, h], fill=p.colour)
     d.rectangle([0, 0, w, cap], fill=p.accent)
-    band = (h*rng.uniform(.42, .5), h*rng.uniform(.8, .88))
-    d.rectangle([0, band[0], w, band[1]], fill=(232, 228, 218) if p.label else _tone(p.accent, .9))
-    _write(d, w*.1, band[0], w*.8, (band[1] - band[0])*.4, p.name.split()[1][:6], (50, 46, 44) if p.label else _tone(p.colour, 1.2))
-    if p.label:
-        for x in range(6): d.rectangle([w*(.22 + .1*x), band[0] + (band[1] - band[0])*.5, w*(.26 + .1*x), band[1] - h*.04], fill=(40, 38, 36))
+    band = (h*rng.uniform(.38, .44), h*rng.uniform(.84, .9))
+    d.rectangle([0, band[0], w, band[1]], fill=_tone(p.accent, .9))
+    _write(d, w*.1, band[0], w*.8, (band[1] - band[0])*.4, p.name.split()[1][:6], _tone(p.colour, 1.2))
+    if p.label: _paint_label(d, w*.5, band[0] + (band[1] - band[0])*.66, w, p, rng)
     for x in range(0, round(w), 2): # round: darker towards the edges
         d.rectangle([x, 0, x + 1, h], fill=(0, 0, 0, round(150*abs(x/w - .45)**1.6*2.2)))
     d.line([(w*.3, cap + r*.6), (w*.3, h*.95)], fill=(255, 255, 255, 90), width=max(2, round(w*.07)))
     return [(r - neck, 0), (r + neck, 0), (r + neck, cap), (w*.95, cap + r*.55), (w - 1, cap + r*.95), (w - 1, h*.97), (w*.93, h - 1),
             (w*.07, h - 1), (0, h*.97), (0, cap + r*.95), (w*.05, cap + r*.55), (r - neck, cap)]
 
-# %% ../nbs/02_synth.ipynb #92bce74a
+# %% ../nbs/02_synth.ipynb #f0d1b87e
 def _paint_spine(d, w, h, p, rng):
     "Book standing, spine to the front: two bars, a title down the spine, a small label"
     d.rectangle([0, 0, w, h], fill=p.colour)
@@ -309,7 +311,7 @@ def _paint_spine(d, w, h, p, rng):
     for k in range(rng.randint(4, 6)): # letters that run down the spine
         y = h*(.14 + .055*k)
         d.rectangle([w*.3, y, w*rng.uniform(.6, .72), y + h*.035], fill=p.accent)
-    if p.label: _paint_label(d, w*.1, h*.66, w*.8, h*.2, rng)
+    if p.label: _paint_label(d, w*.5, h*rng.uniform(.68, .8), w, p, rng)
     d.rectangle([0, 0, w*.16, h], fill=(0, 0, 0, 70))
     d.rectangle([w*.84, 0, w, h], fill=(0, 0, 0, 90))
     return [(0, 0), (w - 1, 0), (w - 1, h - 1), (0, h - 1)]
@@ -320,10 +322,10 @@ def _paint_cover(d, w, h, p, rng):
     d.rectangle([0, 0, w*.07, h], fill=_tone(p.colour, .6))
     _write(d, w*.1, h*.06, w*.85, h*.14, p.name.split()[1], p.accent)
     d.ellipse([w*.3, h*.25, w*.75, h*.25 + w*.42], fill=p.accent)
-    if p.label: _paint_label(d, w*.44, h*.68, w*.46, h*.24, rng)
+    if p.label: _paint_label(d, w*rng.uniform(.5, .68), h*.8, w, p, rng)
     return [(0, 0), (w - 1, 0), (w - 1, h - 1), (0, h - 1)]
 
-# %% ../nbs/02_synth.ipynb #8143eb1b
+# %% ../nbs/02_synth.ipynb #3b2a91f5
 def _paint_flat(d, w, h, p, rng):
     "Box or book lying: a long side under a narrow top"
     lift, slant = h*.22, w*rng.uniform(.04, .08)
@@ -331,7 +333,7 @@ def _paint_flat(d, w, h, p, rng):
     d.polygon([(0, lift), (slant, 0), (w - slant, 0), (w, lift)], fill=_tone(p.colour, 1.25))
     d.rectangle([w*.04, h*.42, w*.3, h*.82], fill=p.accent)
     _write(d, w*.32, lift, w*.25, h*.6, p.name.split()[0], p.accent)
-    if p.label: _paint_label(d, w*.66, h*.36, w*.26, h*.52, rng)
+    if p.label: _paint_label(d, w*.78, h*.6, w, p, rng)
     d.line([(0, lift), (w, lift)], fill=(25, 18, 10, 170), width=2)
     return [(slant, 0), (w - slant, 0), (w - 1, lift), (w - 1, h - 1), (0, h - 1), (0, lift)]
 

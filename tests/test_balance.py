@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from bin_counter import balance
-from bin_counter.balance import (PARTS, SplitRow, balance_rows, channel_photos, leak_report, parse_ratios, read_channels,
-                                 read_splits, split_bins, write_channels, write_splits)
+from bin_counter import balance, splits
+from bin_counter.balance import balance_rows, leak_report, parse_ratios, split_bins
 from bin_counter.core import BinRecord, ConfigError, Counts, DataError
+from bin_counter.splits import PARTS, SplitRow, channel_photos, read_channels, read_splits, write_channels, write_splits
 
 
 def make_records(n, seed=0):
@@ -257,7 +257,7 @@ def test_rerun_replaces_and_failure_keeps(data, tmp_path, monkeypatch):
         calls.append(target)
         if len(calls) > 20: raise OSError(errno.ENOSPC, 'no space')
         target.write_bytes(source.read_bytes())
-    monkeypatch.setattr(balance.shutil, 'copyfile', full)
+    monkeypatch.setattr(splits.shutil, 'copyfile', full)
     with pytest.raises(DataError, match='the disk is full'): write_channels(rows, folder, tmp_path/'out', link=False)
     assert names(tmp_path/'out') == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ['data', 'out'] # nothing left beside
@@ -270,7 +270,7 @@ def test_a_failed_last_rename_is_taken_back(data, tmp_path, monkeypatch):
     def replace_but_new(a, b):
         if str(a).endswith('/new'): raise OSError(errno.EACCES, 'denied')
         return real(a, b)
-    monkeypatch.setattr(balance.os, 'replace', replace_but_new)
+    monkeypatch.setattr(splits.os, 'replace', replace_but_new)
     with pytest.raises(DataError, match='permission denied'): write_channels(rows, folder, tmp_path/'out')
     assert names(tmp_path/'out') == before
 
