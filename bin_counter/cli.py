@@ -46,7 +46,7 @@ def _fail(line, status):
     if line: print(line, file=sys.stderr)
     return status
 
-# %% ../nbs/20_cli.ipynb #4a814b8c
+# %% ../nbs/20_cli.ipynb #94ad19ce
 @command
 def bin_data(
     source:str='s3://aft-vbi-pds', # s3://bucket[/prefix], or a folder in the bucket's layout
@@ -62,7 +62,9 @@ def bin_data(
     "Fetch bin photos and their metadata; run it again to go on where it stopped"
     from bin_counter.data import fetch_bins
     chosen = Counts.parse(counts) if per_count else None
-    print(fetch_bins(source, out, per_count=per_count, file_list=file_list, ids=ids, counts=chosen, seed=seed, workers=workers, anonymous=not signed))
+    report = fetch_bins(source, out, per_count=per_count, file_list=file_list, ids=ids, counts=chosen, seed=seed, workers=workers, anonymous=not signed)
+    print(report)
+    if not report.photos: raise DataError(f'no photo could be fetched: see {out}/skipped.csv for the reasons')
     print(f'next: bin_run --data {shlex.quote(out)} --out runs/first')
 
 @command

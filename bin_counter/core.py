@@ -351,8 +351,11 @@ class ModelCard:
             return cls(**{**d, 'counts': Counts.parse(d['counts']), 'preprocess': Preprocess(**d['preprocess']), 'views': tuple(d.get('views', ('plain',)))})
         except (KeyError, TypeError) as e: raise PackageError(f'card is damaged: {e}') from e
 
-# %% ../nbs/00_core.ipynb #01cdff69
-def write_card(path:Path|str, card:ModelCard):
+# %% ../nbs/00_core.ipynb #368d7a08
+def write_card(
+    path:Path|str, # usually `card.json`
+    card:ModelCard, # what to write
+):
     "Write a card as JSON, atomically"
     write_json(path, card.to_dict())
 

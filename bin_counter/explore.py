@@ -20,7 +20,7 @@ from pathlib import Path
 from .core import BinRecord, ConfigError, DataError, PhotoError, bytes_hash, os_error, progress, write_csv
 from .photo import decode_photo
 
-# %% ../nbs/03_explore.ipynb #2734d15c
+# %% ../nbs/03_explore.ipynb #d47326f7
 _INK, _BLUE, _ORANGE, _GREY = '#1b2128', '#2f7bc0', '#c8641b', '#8a94a0'
 
 def _figure(width, height):
@@ -29,6 +29,7 @@ def _figure(width, height):
     except ImportError as e: raise ConfigError("figures need matplotlib: pip install 'bin_counter[train]'") from e
     return Figure(figsize=(width, height), layout='constrained', facecolor='white')
 
+# %% ../nbs/03_explore.ipynb #1ef19ff6
 def _axes(xlabel, ylabel, width=5.2, height=2.8):
     "A figure with one bare pair of axes"
     fig = _figure(width, height)
@@ -40,7 +41,7 @@ def _axes(xlabel, ylabel, width=5.2, height=2.8):
     ax.set_ylabel(ylabel, color=_INK)
     return fig, ax
 
-# %% ../nbs/03_explore.ipynb #12018d6e
+# %% ../nbs/03_explore.ipynb #373d9cb4
 def _thumbnail(path, side):
     "A photo of at most `side` pixels, or the error that it gives"
     from PIL import Image
@@ -49,6 +50,7 @@ def _thumbnail(path, side):
     im.thumbnail((side, side))
     return im
 
+# %% ../nbs/03_explore.ipynb #29d1094d
 def _show_photo(ax, path, title, side):
     "Show one photo on axes, or why it cannot be shown"
     im = _thumbnail(path, side)
@@ -57,6 +59,7 @@ def _show_photo(ax, path, title, side):
     if not isinstance(im, Exception): ax.imshow(im)
     else: ax.text(.5, .5, 'cannot be read', ha='center', va='center', fontsize=8, color=_INK, bbox=dict(facecolor='#d5d9de', edgecolor='none'))
 
+# %% ../nbs/03_explore.ipynb #41f4b9e2
 def plot_samples(
     records:Iterable[BinRecord], # photos to choose from
     data:Path|str, # data folder, which holds bin-images/
@@ -127,13 +130,14 @@ def _grey(img):
     if img.ndim == 3: img = cv2.cvtColor(img, cv2.COLOR_RGB2GRAY)
     return img if img.shape == (224, 224) else cv2.resize(img, (224, 224), interpolation=cv2.INTER_AREA)
 
-# %% ../nbs/03_explore.ipynb #7d3d6c99
+# %% ../nbs/03_explore.ipynb #47321c41
 def brightness(
     img:'np.ndarray', # photo, shape (height, width, 3) RGB or (height, width), uint8
 )->float: # mean grey, 0 (black) to 255 (white)
     "How bright a photo is"
     return float(_grey(img).mean())
 
+# %% ../nbs/03_explore.ipynb #90182aec
 def blur(
     img:'np.ndarray', # photo, shape (height, width, 3) RGB or (height, width), uint8
 )->float: # variance of the Laplacian, 0 or more: the smaller, the more blurred
@@ -172,7 +176,10 @@ def _measure(id, data):
     except OSError as e: return Measure(id, fault='damaged', detail=str(os_error(e, path.name)))
     return Measure(id, brightness(img), blur(img), phash(img), bytes_hash(content))
 
-# %% ../nbs/03_explore.ipynb #2242c4e4
+# %% ../nbs/03_explore.ipynb #42923c10
+#| export
+
+# %% ../nbs/03_explore.ipynb #925c442d
 def measure_photos(
     records:Iterable[BinRecord], # photos to look at
     data:Path|str, # data folder, which holds bin-images/
@@ -185,6 +192,7 @@ def measure_photos(
     if out and all(m.fault == 'missing' for m in out): raise DataError(f'{data} holds none of the {len(out)} photos: give the folder that has bin-images/ in it')
     return out
 
+# %% ../nbs/03_explore.ipynb #cf20174a
 def _in_threads(f:Callable, items:Sequence, workers:int)->Iterator:
     "Call `f` on each item in threads, in order, at most a thousand ahead"
     items = iter(items)
@@ -224,13 +232,14 @@ def exact_duplicates(
         else: first[m.sha256] = m.id
     return out
 
-# %% ../nbs/03_explore.ipynb #c2e561cc
+# %% ../nbs/03_explore.ipynb #da826db2
 def _bands(hashes, n):
     "Cut 64-bit hashes into `n` bands: a list of arrays"
     import numpy as np
     edges = [round(64*i/n) for i in range(n + 1)]
     return [(hashes >> np.uint64(a)) & np.uint64(2**(b - a) - 1) for a, b in zip(edges, edges[1:])]
 
+# %% ../nbs/03_explore.ipynb #d84fa348
 def _close_pairs(hashes, distance):
     "Index pairs (i, j), i < j, of distinct 64-bit hashes that differ in at most `distance` bits, as a set"
     import numpy as np
@@ -262,7 +271,7 @@ def near_duplicates(
     pairs = _close_pairs(values, distance) if len(ids) > 1 else ()
     return sorted(out + [(ids[j], ids[i], (int(values[i]) ^ int(values[j])).bit_count()) for i, j in pairs])
 
-# %% ../nbs/03_explore.ipynb #a881e551
+# %% ../nbs/03_explore.ipynb #61e49d7b
 @dataclass(frozen=True, slots=True)
 class BinPair:
     "Two photos with adjacent ids that share a product"
@@ -271,6 +280,7 @@ class BinPair:
     shared:int # products that are in both records
     change:int # second label less the first: negative is a pick, positive a stow
 
+# %% ../nbs/03_explore.ipynb #1d8de46d
 def find_pairs(
     records:Iterable[BinRecord], # photos, with their products
 )->list[BinPair]: # in the order of ids
@@ -316,7 +326,7 @@ def unpadded_ids(
     width = widths.most_common(1)[0][0]
     return [(i, p if (p := i.zfill(width)) in ids else '') for i in sorted(ids) if len(i) < width]
 
-# %% ../nbs/03_explore.ipynb #46d8fef5
+# %% ../nbs/03_explore.ipynb #fa628189
 @dataclass(frozen=True, slots=True)
 class QualityRow:
     "One thing that is odd about a photo: a row of `quality.csv`"
@@ -325,9 +335,11 @@ class QualityRow:
     detail:str # the reason in words
     other:str='' # the other photo, where two are concerned
 
+# %% ../nbs/03_explore.ipynb #4d5683b6
 QUALITY_COLUMNS = [f.name for f in fields(QualityRow)]
 REASONS = ('missing', 'damaged', 'dark', 'blurred', 'exact_duplicate', 'near_duplicate', 'quantity_disagrees', 'unpadded_id')
 
+# %% ../nbs/03_explore.ipynb #6b4407c3
 def _photo_rows(measures, dark_below, blur_below):
     "Rows on photos taken alone"
     for m in measures:
@@ -335,7 +347,7 @@ def _photo_rows(measures, dark_below, blur_below):
         elif m.brightness < dark_below: yield QualityRow(m.id, 'dark', f'brightness {m.brightness:.0f}, below {dark_below:g}')
         if not m.fault and m.blur < blur_below: yield QualityRow(m.id, 'blurred', f'variance of Laplacian {m.blur:.0f}, below {blur_below:g}')
 
-# %% ../nbs/03_explore.ipynb #2ace57a2
+# %% ../nbs/03_explore.ipynb #2932137e
 def _twin_rows(measures, label, distance):
     "Rows on photos that are there twice"
     def labels(a, b): return f'same label {label[a]}' if label[a] == label[b] else f'labels {label[a]} and {label[b]} differ'
@@ -344,6 +356,7 @@ def _twin_rows(measures, label, distance):
     for id, other, d in near_duplicates({m.id: m.phash for m in measures if not m.fault}, distance):
         if content[id] != content[other]: yield QualityRow(id, 'near_duplicate', f'{d} of 64 bits differ, {labels(id, other)}', other)
 
+# %% ../nbs/03_explore.ipynb #b344601a
 def _record_rows(records):
     "Rows on what the records say"
     for r in quantity_disagreements(records): yield QualityRow(r.id, 'quantity_disagrees', f'label {r.label}, quantities sum to {r.quantity_sum}')

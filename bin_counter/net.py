@@ -51,7 +51,7 @@ def _blocks(model):
         return [b for f in model.features for b in (f if len(f) and not isinstance(f[0], (nn.Conv2d, nn.LayerNorm)) and f[0].__class__.__name__ == 'CNBlock' else [f])] + [norm]
     return list(model.features)
 
-# %% ../nbs/05_net.ipynb #01cae920
+# %% ../nbs/05_net.ipynb #315e96dc
 class TimmBody(nn.Module):
     "A timm model without its classifier: photos in, pooled features out"
     def __init__(self,
@@ -66,8 +66,8 @@ class TimmBody(nn.Module):
 
     def layer_of(self):
         "Layer number of each parameter, 0 nearest to the photo"
-        from timm.models import group_with_matcher
-        return group_with_matcher(self.model.named_parameters(), self.model.group_matcher(coarse=True), reverse=True)
+        from timm.models import group_parameters
+        return group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
 
 def _timm_has(arch):
     "Does timm know this name?"

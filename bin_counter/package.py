@@ -16,17 +16,19 @@ from .core import (ConfigError, Counts, DataError, ModelCard, PackageError, Phot
                               os_error, progress, read_card, write_card, write_csv)
 from .model import preprocess, preprocess_bytes
 
-# %% ../nbs/09_package.ipynb #d5a53c33
+# %% ../nbs/09_package.ipynb #2289c9af
 def export_onnx(
     net:'torch.nn.Module', # `BinNet`, trained
     card:ModelCard, # views, temperature, size
 )->bytes: # content of an ONNX file: input 'photos' (n, 3, s, s) float32, output 'probs' (n, k) float32
     "Export the network that ships as ONNX, the same bytes for the same weights"
-    import torch
+    import torch, warnings
     from bin_counter.net import ServedNet
     example = torch.zeros(2, 3, card.preprocess.size, card.preprocess.size)
-    program = torch.onnx.export(ServedNet(net, card).eval(), (example,), dynamo=True, verbose=False, input_names=['photos'], output_names=['probs'],
-                                dynamic_shapes=({0: torch.export.Dim('n', min=1, max=4096)},), opset_version=18)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # the exporter warns about its own internals
+        program = torch.onnx.export(ServedNet(net, card).eval(), (example,), dynamo=True, verbose=False, input_names=['photos'], output_names=['probs'],
+                                    dynamic_shapes=({0: torch.export.Dim('n', min=1, max=4096)},), opset_version=18)
     return _anonymous(program.model_proto).SerializeToString(deterministic=True)
 
 def _anonymous(proto):

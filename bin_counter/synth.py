@@ -66,7 +66,7 @@ class Shelf:
         x0, y0, x1, y1 = self.front
         return math.sqrt((x1 - x0)*(y1 - y0))
 
-# %% ../nbs/02_synth.ipynb #92ea889d
+# %% ../nbs/02_synth.ipynb #9b6645a5
 TAGS = [(190, 60, 50), (90, 92, 100), (60, 130, 140), (215, 120, 60), (75, 55, 90), (110, 80, 60), (60, 90, 160), (215, 130, 140)]
 
 def _webs(rng, low, high):
@@ -76,6 +76,7 @@ def _webs(rng, low, high):
     starts = sorted(rng.uniform(0.12, 0.8) for _ in range(k))
     return tuple((a, min(0.9, a + rng.uniform(0.14, 0.3)), n//k + (i < n%k)) for i, a in enumerate(starts))
 
+# %% ../nbs/02_synth.ipynb #e387a824
 def _plan_shelf(rng, size, look, seed):
     "A compartment of random shape: wide ones are commoner than tall ones"
     aspect = rng.choice([rng.uniform(0.7, 0.95), rng.uniform(1.0, 1.3), rng.uniform(1.25, 1.5)])
@@ -87,7 +88,7 @@ def _plan_shelf(rng, size, look, seed):
     cloth = tuple(round(c*k + rng.uniform(-8, 8)) for c in (208, 184, 104))
     return Shelf(w, h, (x0, y0, x1, y1), back, cloth, steel, f'{rng.randint(1, 4)}{rng.choice("ABCDEFGHIJK")}', rng.choice(TAGS), _webs(rng, *look.bands), seed)
 
-# %% ../nbs/02_synth.ipynb #62b8226a
+# %% ../nbs/02_synth.ipynb #710953e9
 def _tone(c, k):
     "Colour `c` made brighter (`k` above 1) or darker"
     return tuple(max(0, min(255, round(v*k))) for v in c)
@@ -102,6 +103,7 @@ def _grain():
         out += k*np.asarray(Image.fromarray(rng.random((n, n), np.float32)*255).resize((1024, 1024), Image.Resampling.BICUBIC))
     return Image.fromarray(np.clip(255 - (out - 90)*.42, 150, 255).astype(np.uint8)).convert('RGB')
 
+# %% ../nbs/02_synth.ipynb #35520af0
 def _roughen(im, rng):
     "Multiply an image by a random piece of grain"
     from PIL import ImageChops
@@ -128,7 +130,7 @@ def _paint_inside(s):
     d.line([(p, t), (r, t)], fill=(30, 22, 8, 110), width=2)
     return _roughen(im.filter(ImageFilter.GaussianBlur(1.2)).resize((s.width, s.height), Image.Resampling.BILINEAR), rng)
 
-# %% ../nbs/02_synth.ipynb #37307dbc
+# %% ../nbs/02_synth.ipynb #a02e0dc6
 @lru_cache(32)
 def _font(size):
     "Pillow's own font: nothing to install, the same everywhere"
@@ -142,6 +144,7 @@ def _dots(rng, side, n=9):
     im.putdata([rng.choice((25, 245)) for _ in range(n*n)])
     return im.resize((side, side), Image.Resampling.NEAREST).convert('RGB')
 
+# %% ../nbs/02_synth.ipynb #7e9ef96b
 def _paint_tag(im, x, y, h, text, colour, rng):
     "A tag with a coloured frame, its middle at `x`, its top at `y`"
     from PIL import ImageDraw
@@ -206,11 +209,12 @@ KINDS = dict( # how common, widths, heights, what it may be
     cover=(8, (.27, .35), (.38, .50), 'Cook Book,Photo Album,Calendar,Atlas,Colouring Book'),
     flat=(8, (.34, .48), (.11, .15), 'Puzzle,Shirt Box,Keyboard,Picture Frame,Tool Roll'))
 
-# %% ../nbs/02_synth.ipynb #ddb1826a
+# %% ../nbs/02_synth.ipynb #e5de29b0
 COLOURS = [(152, 116, 82), (152, 116, 82), (140, 104, 74), (206, 200, 188), (214, 210, 202), (48, 46, 50), (62, 58, 60), (150, 58, 50), (64, 84, 132), (66, 114, 110),
            (76, 108, 72), (182, 110, 66), (112, 76, 112), (178, 120, 130), (42, 50, 84), (124, 126, 128), (128, 164, 178), (92, 60, 46), (146, 168, 104)]
 BRANDS = [a + b for a in ('Nor', 'Val', 'Kes', 'Tam', 'Bri', 'Ost', 'Pel', 'Lum') for b in ('dia', 'ten', 'mark', 'ora', 'wick', 'field', 'by', 'lo')]
 
+# %% ../nbs/02_synth.ipynb #51c4eaf0
 def _distance(a, b):
     "How different two colours look (red mean formula, compuphase.com/cmetric.htm)"
     r, (x, y, z) = (a[0] + b[0])/2, (p - q for p, q in zip(a, b))
@@ -337,10 +341,11 @@ def _paint_flat(d, w, h, p, rng):
     d.line([(0, lift), (w, lift)], fill=(25, 18, 10, 170), width=2)
     return [(slant, 0), (w - slant, 0), (w - 1, lift), (w - 1, h - 1), (0, h - 1), (0, lift)]
 
-# %% ../nbs/02_synth.ipynb #70153a92
+# %% ../nbs/02_synth.ipynb #e142e040
 LEAN = dict(box=3, bag=14, bottle=3, spine=6, cover=4, flat=1.5) # largest lean, degrees
 PAINT = dict(box=_paint_box, bag=_paint_bag, bottle=_paint_bottle, spine=_paint_spine, cover=_paint_cover, flat=_paint_flat)
 
+# %% ../nbs/02_synth.ipynb #a5c17013
 def _paint_item(product, unit, scale, lean):
     "Patch of an item: RGB image and mask; `lean` from -1 to 1"
     from PIL import Image, ImageDraw
@@ -388,7 +393,7 @@ def _in_view(owner, areas, least=0.):
         out.append(seen[i]/area if whole and area and seen[i] > owner.size*least else 0.)
     return out
 
-# %% ../nbs/02_synth.ipynb #fc0f0a0e
+# %% ../nbs/02_synth.ipynb #f1feef9b
 def _propose(rng, s, patch, depth, product, placed, many):
     "A place for an item: on the floor at a depth (0 back, 1 front), or on another item that can carry it; of `many` items, higher piles are made"
     (x0, y0, x1, y1), (w, h) = s.front, patch[0].size
@@ -401,6 +406,7 @@ def _propose(rng, s, patch, depth, product, placed, many):
     floor = s.back[3] + (y1 + s.height*.015 - s.back[3])*depth
     return _Placed(product, patch, round(rng.uniform(x0 + 3, max(x0 + 4, x1 - w - 3))), round(floor - h), None)
 
+# %% ../nbs/02_synth.ipynb #4c4800d1
 def _fill(rng, s, products, scale, least):
     "Place one item a product, or None where one finds no place; `least` is the share of each that must stay in view"
     import numpy as np
@@ -430,7 +436,7 @@ def _layout(rng, s, products, look):
         if placed is not None: return placed
     raise ConfigError(f'{len(products)} items find no room in a bin: choose fewer, or a Look with a smaller visible')
 
-# %% ../nbs/02_synth.ipynb #4f4944a6
+# %% ../nbs/02_synth.ipynb #11777fe1
 def _paste(im, placed, drop):
     "Paint an item and its shadow; `drop` is the shadow's offset in canvas pixels"
     from PIL import Image, ImageFilter
@@ -442,6 +448,7 @@ def _paste(im, placed, drop):
     im.paste((18, 12, 4), (placed.x - pad + drop[0], placed.y - pad + drop[1]), soft)
     im.paste(rgb, (placed.x, placed.y), mask)
 
+# %% ../nbs/02_synth.ipynb #e1ce5964
 def _paint_scene(s, placed, rng):
     "The canvas with all items, before the camera"
     im = _paint_inside(s)
@@ -451,7 +458,7 @@ def _paint_scene(s, placed, rng):
     _paint_bands(im, s)
     return im
 
-# %% ../nbs/02_synth.ipynb #6400d7f4
+# %% ../nbs/02_synth.ipynb #e1e37d77
 @dataclass(frozen=True, slots=True)
 class _Camera:
     "How one photo is taken"
@@ -463,6 +470,7 @@ class _Camera:
     slope:tuple[float, float] # how much brighter it is to the right, and below
     haze:float # grey that lies over everything, 0 to 0.3
 
+# %% ../nbs/02_synth.ipynb #f24999ce
 def _plan_camera(rng, look):
     "A camera and a lamp of random faults, as strong as `look` allows"
     t = look.tilt/100
@@ -475,7 +483,7 @@ def _nudge(camera, rng):
     corners = tuple(c + rng.uniform(-.004, .004) for c in camera.corners)
     return replace(camera, corners=corners, gain=camera.gain*rng.uniform(.96, 1.04), blur=camera.blur*rng.uniform(.7, 1.2))
 
-# %% ../nbs/02_synth.ipynb #a2ba697b
+# %% ../nbs/02_synth.ipynb #8132216a
 def _project(canvas, camera):
     "Look at the canvas through the camera: half its size, a little askew"
     from PIL import Image
@@ -483,6 +491,7 @@ def _project(canvas, camera):
     quad = (w*c[0], h*c[1], w*c[2], h*(1 - c[3]), w*(1 - c[4]), h*(1 - c[5]), w*(1 - c[6]), h*c[7])
     return canvas.transform((w//2, h//2), Image.Transform.QUAD, quad, Image.Resampling.BILINEAR)
 
+# %% ../nbs/02_synth.ipynb #826b41e1
 def _soften(photo, camera):
     "Out of focus, or moved while the shutter was open"
     from PIL import Image, ImageChops, ImageFilter
@@ -493,6 +502,7 @@ def _soften(photo, camera):
         photo = Image.blend(photo, ImageChops.offset(photo, *by), 1/(i + 1))
     return photo
 
+# %% ../nbs/02_synth.ipynb #cf52024b
 def _light(photo, camera, look, seed):
     "Uneven, warm, hazy light and the sensor's noise"
     import numpy as np
@@ -524,13 +534,14 @@ class _Scene:
     look:Look
     seed:str
 
-# %% ../nbs/02_synth.ipynb #1e4952f8
+# %% ../nbs/02_synth.ipynb #2c073971
 def _asin(seed, number):
     "Product id of a number under 2**40: different numbers never give the same id"
     mask = _rng(seed, 'asin').getrandbits(40)
     n = (number*0x9E3779B97F ^ mask) % 2**40
     return 'B0' + ''.join('0123456789ABCDEFGHJKLMNPQRSTUVWX'[n >> 5*k & 31] for k in range(8))
 
+# %% ../nbs/02_synth.ipynb #41a64bb4
 def _choose(rng, count, look, seed, number):
     "Products for `count` items; about three in ten are another copy of the one before"
     out, avoid = [], []
@@ -541,7 +552,7 @@ def _choose(rng, count, look, seed, number):
             avoid.append(out[-1].colour)
     return rng.sample(out, count)
 
-# %% ../nbs/02_synth.ipynb #bf62b632
+# %% ../nbs/02_synth.ipynb #c58dbcb7
 def _plan_bin(rng, count, size, look, seed, number=0):
     "A bin that holds `count` items when it is full"
     shelf = _plan_shelf(rng, size, look, str(rng.random()))
@@ -553,6 +564,7 @@ def _plan_bin(rng, count, size, look, seed, number=0):
         order += [j for j in reversed(pile) if j not in order]
     return _Scene(shelf, tuple(placed), tuple(order), _plan_camera(rng, look), look, str(rng.random()))
 
+# %% ../nbs/02_synth.ipynb #e6e634b6
 def _shoot(scene, count, rng):
     "Photo and items of a bin while only the first `count` items are in it"
     here = sorted(scene.order[:count])
@@ -563,6 +575,7 @@ def _shoot(scene, count, rng):
     items = dict(zip(here, _describe(scene.shelf, placed)))
     return photo, [items[i] for i in scene.order[:count]]
 
+# %% ../nbs/02_synth.ipynb #87a2f2c6
 def _describe(s, placed):
     "Items with their places and how much of each is in view"
     import numpy as np
@@ -573,7 +586,15 @@ def _describe(s, placed):
     shares = _in_view(owner, [c.sum() for c in cells])
     return [Item(p.product, (p.x//2, p.y//2, (p.x + p.patch[0].width)//2, (p.y + p.patch[0].height)//2), round(float(v), 3)) for p, v in zip(placed, shares)]
 
-# %% ../nbs/02_synth.ipynb #5c3e399a
+# %% ../nbs/02_synth.ipynb #246211d5
+def _check(n, low, high, size):
+    "Refuse sizes and numbers that make no sense"
+    if n < 1: raise ConfigError(f'n {n}: draw at least 1 bin')
+    if not 0 <= low <= high: raise ConfigError(f'counts {low}-{high}: the first must be 0 or more, and not larger than the last')
+    if high > 20: raise ConfigError(f'counts up to {high}: at most 20 items fit into a bin so that each can be seen')
+    if not 64 <= size <= 1024: raise ConfigError(f'size {size}: choose 64 to 1024 pixels')
+
+# %% ../nbs/02_synth.ipynb #e5b25874
 def draw_bin(
     seed:int|random.Random=0, # a seed, or a generator to draw from
     count:int=3, # items in the bin, 0 to 20
@@ -586,13 +607,6 @@ def draw_bin(
     rng = seed if isinstance(seed, random.Random) else _rng(seed, 'one bin')
     scene = _plan_bin(rng, count, size, look, rng.random())
     return _shoot(scene, count, rng)
-
-def _check(n, low, high, size):
-    "Refuse sizes and numbers that make no sense"
-    if n < 1: raise ConfigError(f'n {n}: draw at least 1 bin')
-    if not 0 <= low <= high: raise ConfigError(f'counts {low}-{high}: the first must be 0 or more, and not larger than the last')
-    if high > 20: raise ConfigError(f'counts up to {high}: at most 20 items fit into a bin so that each can be seen')
-    if not 64 <= size <= 1024: raise ConfigError(f'size {size}: choose 64 to 1024 pixels')
 
 # %% ../nbs/02_synth.ipynb #3c08b841
 ABID_LABELS = {0: 165, 1: 740, 2: 1386, 3: 1592, 4: 1419, 5: 1122, 6: 700} # photos by count in the list of ids that is used most; 6 is an estimate
@@ -666,7 +680,7 @@ def _draw_files(i, out, seed, size, low, high, uniform, look, wrong_records, sta
     return BinRecord(f'{i:05d}', meta['EXPECTED_QUANTITY'], *photo.size, len(data), bytes_hash(data), tuple(meta['BIN_FCSKU_DATA']),
                      f'{max(first, start):05d}', sum(p['quantity'] for p in meta['BIN_FCSKU_DATA'].values()))
 
-# %% ../nbs/02_synth.ipynb #f086948f
+# %% ../nbs/02_synth.ipynb #130d8388
 def _prepare(out, truth):
     "Make the folder ours, or refuse one that holds other photos"
     out = Path(out)
@@ -683,6 +697,7 @@ def _pool(workers):
     from concurrent.futures import ProcessPoolExecutor
     return ProcessPoolExecutor(workers, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
+# %% ../nbs/02_synth.ipynb #e0dccf17
 def _run(job, numbers, workers):
     "Call `job` for every number, in this process or in several, in order"
     from concurrent.futures.process import BrokenProcessPool

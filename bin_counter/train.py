@@ -313,16 +313,25 @@ def _photos(self:CacheLoader, squares):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.prep.mean, self.prep.std))
     return (torch.Tensor(x) - mean)/std
 
-# %% ../nbs/06_train.ipynb #e4d78fcc
-def accuracy(pred, targ):
+# %% ../nbs/06_train.ipynb #833c334e
+def accuracy(
+    pred, # logits, shape (n, k)
+    targ, # target distributions, shape (n, k)
+):
     "Share of photos whose count is exact"
     return (pred.argmax(-1) == targ.argmax(-1)).float().mean()
 
-def within_one(pred, targ):
+def within_one(
+    pred, # logits, shape (n, k)
+    targ, # target distributions, shape (n, k)
+):
     "Share of photos whose count is off by one at most"
     return ((pred.argmax(-1) - targ.argmax(-1)).abs() <= 1).float().mean()
 
-def mae(pred, targ):
+def mae(
+    pred, # logits, shape (n, k)
+    targ, # target distributions, shape (n, k)
+):
     "Mean absolute error of the count"
     return (pred.argmax(-1) - targ.argmax(-1)).abs().float().mean()
 
@@ -592,8 +601,10 @@ def train_net(
     skipped = [dict(id=seen[i].id, reason=why) for i, why in cache.bad.items()]
     return net.cpu().eval(), card, dict(best_epoch=state['best_epoch'] + 1, epochs=len(state['rows']), skipped=skipped)
 
-# %% ../nbs/06_train.ipynb #036b3fa4
-def prediction_columns(counts:Counts)->list[str]: return ['id', 'part', 'label', 'group', 'count', *(f'p{n}' for n in counts.names)]
+# %% ../nbs/06_train.ipynb #eea2a519
+def prediction_columns(counts:Counts)->list[str]:
+    "Columns of `predictions.csv`"
+    return ['id', 'part', 'label', 'group', 'count', *(f'p{n}' for n in counts.names)]
 
 def write_predictions(
     path:Path|str, # `predictions.csv`

@@ -1,0 +1,27 @@
+"Shared by the tests: a quiet, single-threaded environment, drawn bins, and the real photos where they are."
+import os
+from pathlib import Path
+
+os.environ.setdefault('BIN_COUNTER_PROGRESS', '0')
+for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '2')
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='session')
+def bins(tmp_path_factory):
+    "A folder of 120 drawn bins; only to be read"
+    from bin_counter.synth import draw_bins
+    out = tmp_path_factory.mktemp('drawn')/'bins'
+    draw_bins(120, out, seed=5, size=96)
+    return out
+
+
+@pytest.fixture(scope='session')
+def abid():
+    "The folder of real photos, or a skip that says how to get one"
+    path = Path(os.environ.get('BIN_COUNTER_ABID', ROOT.parent/'shared/abid'))
+    if not (path/'bin-images').is_dir(): pytest.skip(f'real photos not found at {path}: fetch some with bin_data and set BIN_COUNTER_ABID')
+    return path

@@ -1,0 +1,134 @@
+"What holds for the project as a whole: import order, light imports, the shape of the notebooks, and the commands' help."
+import ast, json, os, re, statistics, subprocess, sys, time
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))
+SHARED = {'core', 'photo', 'splits', 'model', 'net'} # what a stage may import; everything else is a stage
+
+
+def cells(path): return json.loads(path.read_text())['cells']
+def source(cell): return ''.join(cell['source'])
+def module_of(path): return next(m[1] for c in cells(path) if (m := re.search(r'^#\| default_exp (\w+)', source(c), re.M)))
+def exported(path): return [c for c in cells(path) if c['cell_type'] == 'code' and re.search(r'^#\| ?exporti?\b', source(c), re.M)]
+
+
+ORDER = [module_of(p) for p in NOTEBOOKS]
+
+
+def imports(name):
+    "Modules of ours that a module imports anywhere, and third-party ones that it imports at its top"
+    tree = ast.parse((ROOT/f'bin_counter/{name}.py').read_text())
+    ours, top = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1: ours.add(node.module)
+        if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('bin_counter.'): ours.add(node.module.split('.')[1])
+    for node in tree.body:
+        if isinstance(node, ast.Import): top |= {a.name.split('.')[0] for a in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level: top.add(node.module.split('.')[0])
+    return ours, top - set(sys.stdlib_module_names) - {'bin_counter'}
+
+
+@pytest.mark.parametrize('name', ORDER)
+def test_a_module_imports_only_earlier_ones_and_a_stage_no_stage(name):
+    ours, _ = imports(name)
+    assert all(ORDER.index(o) < ORDER.index(name) for o in ours)
+    if name != 'cli': assert ours <= SHARED
+
+
+@pytest.mark.parametrize('name, allowed', [
+    ('core', set()), ('photo', set()), ('splits', set()), ('data', set()), ('synth', set()), ('explore', set()), ('balance', set()), ('model', set()),
+    ('package', set()), ('evaluate', {'numpy'}), ('cli', {'fastcore'}), ('net', {'torch', 'torchvision'}), ('train', {'numpy', 'torch', 'fastai', 'fastcore'})])
+def test_third_party_at_import(name, allowed):
+    assert imports(name)[1] <= allowed
+
+
+def run(code): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd='/').stdout
+
+
+def test_import_is_light():
+    "The package itself costs at most 50 ms, and neither it nor the light stages load anything heavy"
+    def best(code):
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            run(code)
+            times.append(time.perf_counter() - start)
+        return min(times)
+    assert best('import bin_counter') - best('pass') < .05
+    heavy = run('import sys, bin_counter, bin_counter.core, bin_counter.data, bin_counter.balance, bin_counter.package\n'
+                'print([m for m in ("torch", "numpy", "PIL", "cv2", "boto3", "fastai", "matplotlib", "onnxruntime") if m in sys.modules])')
+    assert heavy.strip() == '[]'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_can_be_read(path):
+    "Titles, sizes and proportions that keep a chapter readable"
+    all_cells, out = cells(path), exported(path)
+    lengths = [len([l for l in source(c).splitlines() if l.strip() and not l.startswith('#|')]) for c in out]
+    prose = [c for c in all_cells if c['cell_type'] == 'markdown']
+    assert re.match(r'# .+\n\n> .+', source(all_cells[0])), 'a title, then one line that is the whole point'
+    assert path.stat().st_size <= 150_000
+    assert 25 <= len(all_cells) <= 130
+    assert max(lengths) <= 40 and statistics.median(lengths) <= 12
+    assert len(prose) >= .9*len(out)
+    assert len({c['id'] for c in all_cells}) == len(all_cells)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_clean(path):
+    "No stacked progress bars, no warnings, no tracebacks, no paths of somebody's home, no large picture"
+    for c in cells(path):
+        for o in c.get('outputs', []):
+            text = ''.join(o.get('text', [])) + ''.join(''.join(v) for k, v in o.get('data', {}).items() if k.startswith('text'))
+            assert o['output_type'] != 'error'
+            assert not re.search(r'\r|it/s\]|/root/|/home/|site-packages|\w*Warning:', text), text[:300]
+            for kind, data in o.get('data', {}).items():
+                if kind.startswith('image'): assert len(''.join(data)) <= 70_000, kind # 50 KB in base64
+
+
+def parameters(node):
+    a = node.args
+    return [p for p in [*a.posonlyargs, *a.args, *a.kwonlyargs] if p.arg not in ('self', 'cls')]
+
+
+@pytest.mark.parametrize('name', ORDER)
+def test_public_functions_are_documented(name):
+    "A docstring in one line, and a comment on every parameter where there are two or more"
+    text = (ROOT/f'bin_counter/{name}.py').read_text()
+    lines, tree = text.splitlines(), ast.parse(text)
+    public = set(next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__'), []))
+    bad = []
+    for node in tree.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name not in public: continue
+        if any(isinstance(d, ast.Name) and d.id == 'patch' for d in node.decorator_list): continue
+        if not ast.get_docstring(node): bad.append(f'{node.name}: no docstring')
+        if isinstance(node, ast.FunctionDef) and len(parameters(node)) > 1:
+            bad += [f'{node.name}({p.arg}): no comment' for p in parameters(node) if '#' not in lines[p.lineno - 1] and 'Param(' not in lines[p.lineno - 1]]
+    assert not bad, '\n'.join(bad)
+
+
+def scripts():
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini')
+    return [s.split('=')[0] for s in cfg['DEFAULT']['console_scripts'].split()]
+
+
+@pytest.mark.parametrize('name', scripts())
+def test_every_command_has_help(name):
+    "The installed script answers --help, with hyphened options only"
+    script = Path(sys.executable).with_name(name)
+    if not script.exists(): pytest.skip(f'{name} is not installed beside this Python: run make test')
+    out = subprocess.run([script, '--help'], capture_output=True, text=True)
+    assert out.returncode == 0 and 'usage: ' + name in out.stdout
+    assert not re.search(r'--\w+_\w+', out.stdout)
+
+
+def test_nothing_of_the_dataset_is_committed():
+    "Photos of bins in the tree could only be the dataset's, whose licence forbids it; weights stay out as well"
+    tracked = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode: pytest.skip('not a git checkout')
+    assert not [f for f in tracked.stdout.splitlines() if f.lower().endswith(('.jpg', '.jpeg', '.pth', '.onnx', '.tar.gz', '.npy'))]

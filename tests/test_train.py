@@ -1,0 +1,208 @@
+"Training under kill -9, full disks and unreadable photos; the container's entry point in both layouts."
+import errno, json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bin_counter.core import Counts, DataError, Preprocess, read_csv, read_manifest, write_json
+from bin_counter.model import preprocess_file
+from bin_counter.net import load_model
+from bin_counter.splits import SplitRow, write_channels, write_splits
+from bin_counter.train import CacheLoader, KeepRun, build_cache, main, preset_config, read_samples, soft_targets, train
+
+
+@pytest.fixture(scope='module')
+def split(bins, tmp_path_factory):
+    "splits.csv of the drawn bins: by group, by hand"
+    out = tmp_path_factory.mktemp('split')
+    groups = sorted({r.group for r in read_manifest(bins/'manifest.csv')})
+    part = {g: ('train', 'train', 'train', 'valid', 'test')[i % 5] for i, g in enumerate(groups)}
+    write_splits(out/'splits.csv', [SplitRow(r.id, r.label, r.group, part[r.group]) for r in read_manifest(bins/'manifest.csv')])
+    return out
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory):
+    "A weights file as torchvision would write it, with random values"
+    from bin_counter.net import torchvision
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp('weights')/'squeezenet1_1.pth'
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
+    return path
+
+
+def hps(weights, **changes): return dict(arch='squeezenet1_1', weights=str(weights), size=64, epochs=5, batch_size=32, trained='3', augment='flip', **changes)
+
+
+def environment(bins, split, out, hps):
+    return dict(SM_CHANNEL_DATA=str(bins), SM_CHANNEL_SPLITS=str(split), SM_MODEL_DIR=str(out/'model'), SM_OUTPUT_DATA_DIR=str(out/'output'),
+                SM_CHECKPOINT_DIR=str(out/'checkpoints'), SM_HPS=json.dumps(hps))
+
+
+def start(env):
+    return subprocess.Popen([sys.executable, '-c', 'from bin_counter.train import main; main()'], env={**os.environ, **env, 'BIN_COUNTER_PROGRESS': '0'},
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def epochs_done(out):
+    path = out/'checkpoints/history.csv'
+    return len(read_csv(path)) if path.exists() else 0
+
+
+def wait_for(condition, process, seconds=90):
+    end = time.time() + seconds
+    while time.time() < end and process.poll() is None:
+        if condition(): return True
+        time.sleep(.005)
+    return False
+
+
+@pytest.mark.parametrize('kind', ['cached', 'everything'])
+def test_a_run_killed_again_and_again_ends_where_an_unbroken_one_does(kind, bins, split, weights, tmp_path):
+    "kill -9 while photos are read, between epochs and in the middle of one; same weights, predictions and history at the end"
+    settings = hps(weights) if kind == 'cached' else {**hps('none'), 'trained': 'all', 'augment': 'light'}
+    whole, broken = tmp_path/'whole', tmp_path/'broken'
+    process = start(environment(bins, split, whole, settings))
+    assert process.communicate(timeout=300)[0] and process.returncode == 0
+    kills = 0
+    for condition, extra in ((lambda: any((broken/'checkpoints').rglob('*.npy')), 0), (lambda: epochs_done(broken) >= 1, .05), (lambda: epochs_done(broken) >= 3, .15)):
+        process = start(environment(bins, split, broken, settings))
+        if wait_for(condition, process):
+            time.sleep(extra)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+    assert kills >= 2, 'the runs ended before they could be killed'
+    assert epochs_done(broken) < settings['epochs'] and not (broken/'model').exists()
+    process = start(environment(bins, split, broken, settings))
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0 and 'resuming after epoch' in out
+    (a, card_a), (b, card_b) = load_model(whole/'model'), load_model(broken/'model')
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values()): assert torch.equal(x, y), name
+    assert card_a == card_b
+    assert (whole/'output/predictions.csv').read_bytes() == (broken/'output/predictions.csv').read_bytes()
+    drop = lambda rows: [{k: v for k, v in r.items() if k != 'seconds'} for r in rows]
+    assert drop(read_csv(whole/'output/history.csv')) == drop(read_csv(broken/'output/history.csv'))
+    assert not list(broken.rglob('*.part'))
+
+
+def test_other_settings_do_not_resume_an_old_checkpoint(bins, split, weights, tmp_path):
+    samples, lines = read_samples(split/'splits.csv', bins), []
+    for epochs in (1, 2):
+        train(samples, preset_config('best', **{**hps(weights), 'epochs': epochs}), tmp_path, log=lines.append)
+    assert not any('resuming' in l for l in lines) and len(read_csv(tmp_path/'history.csv')) == 2
+
+
+def test_both_layouts_of_a_container_train_the_same_model(bins, split, weights, tmp_path):
+    "Channels with class folders, as SageMaker mounts them, against splits.csv with one folder of photos"
+    settings = {**hps(weights), 'epochs': 1}
+    main(environment(bins, split, tmp_path/'a', settings))
+    rows = [SplitRow(s.id, s.label, s.group, s.part) for s in read_samples(split/'splits.csv', bins)]
+    channels = write_channels(rows, bins, tmp_path/'channels')
+    env = {f'SM_CHANNEL_{part.upper()}': str(folder) for part, folder in channels.items()}
+    main({**env, 'SM_MODEL_DIR': str(tmp_path/'b/model'), 'SM_OUTPUT_DATA_DIR': str(tmp_path/'b/output'), 'SM_CHECKPOINT_DIR': str(tmp_path/'b/c'),
+          'SM_HPS': json.dumps({**settings, 'sagemaker_program': 'train.py'})})
+    a, b = (read_csv(tmp_path/x/'output/predictions.csv') for x in 'ab')
+    assert sorted(a, key=lambda r: r['id']) == sorted(b, key=lambda r: r['id'])
+
+
+def test_unreadable_photos_are_left_out_counted_and_listed(bins, split, weights, tmp_path):
+    shutil.copytree(bins, tmp_path/'bins')
+    samples = read_samples(split/'splits.csv', tmp_path/'bins')
+    spoiled = {part: next(s for s in samples if s.part == part) for part in ('train', 'valid', 'test')}
+    spoiled['train'].path.write_bytes(b'')
+    spoiled['valid'].path.unlink()
+    spoiled['test'].path.write_bytes(spoiled['test'].path.read_bytes()[:2000])
+    lines = []
+    train(read_samples(split/'splits.csv', tmp_path/'bins'), preset_config('best', **{**hps(weights), 'epochs': 1}), tmp_path/'run', log=lines.append)
+    assert any(l.startswith('3 photos could not be read') for l in lines)
+    listed = {r['id']: r['reason'] for r in read_csv(tmp_path/'run/skipped.csv')}
+    assert {s.id for s in spoiled.values()} == set(listed)
+    assert 'empty' in listed[spoiled['train'].id] and 'no such file' in listed[spoiled['valid'].id] and 'cut short' in listed[spoiled['test'].id]
+    predicted = {r['id'] for r in read_csv(tmp_path/'run/predictions.csv')}
+    assert not predicted & set(listed) and len(predicted) == sum(s.part != 'train' for s in samples) - 2
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(bins, split, weights, tmp_path, monkeypatch):
+    samples, config = read_samples(split/'splits.csv', bins), preset_config('best', **{**hps(weights), 'epochs': 3})
+    real, writes = torch.save, []
+
+    def full(obj, f):
+        writes.append(1)
+        if len(writes) == 3:
+            f.write(b'half of it')
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        real(obj, f)
+    monkeypatch.setattr(torch, 'save', full)
+    with pytest.raises(DataError, match='the disk is full: free some space'): train(samples, config, tmp_path, log=lambda l: None)
+    monkeypatch.setattr(torch, 'save', real)
+    assert not list(tmp_path.rglob('*.part'))
+    lines = []
+    train(samples, config, tmp_path, log=lines.append)
+    assert 'resuming after epoch 2 of 3' in lines
+
+
+def test_a_cache_larger_than_the_disk_is_refused_before_it_is_begun(bins, split, tmp_path, monkeypatch):
+    samples = read_samples(split/'splits.csv', bins)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda p: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    with pytest.raises(DataError, match='the cache needs .* GB and .* free'): build_cache(samples, Preprocess(size=64), None, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('fit', ['squash', 'pad'])
+def test_training_sees_what_serving_sees(fit, bins, split, tmp_path):
+    "The validation batches of the loader equal the one preprocessing, exactly"
+    samples, prep = [s for s in read_samples(split/'splits.csv', bins) if s.part == 'valid'], Preprocess(80, fit)
+    cache = build_cache(samples, prep, None, tmp_path)
+    loader = CacheLoader(cache, range(len(samples)), soft_targets([0]*len(samples), 5), prep, False, bs=7)
+    seen = torch.cat([x for x, _ in loader]).numpy()
+    np.testing.assert_array_equal(seen, np.stack([preprocess_file(s.path, prep) for s in samples]))
+
+
+@pytest.mark.parametrize('arch, trained', [('resnet18', 'head'), ('resnet18', '2'), ('mobilenet_v2', 'upper'), ('convnext_tiny', 'upper'), ('mobilenet_v3_small', 'all'),
+                                           ('resnet10t', 'head'), ('resnet10t', '1'), ('test_vit', 'upper')])
+def test_every_kind_of_body_trains_and_ships(arch, trained, bins, split, tmp_path):
+    "torchvision and timm, convolutional and transformer; the frozen part stays as it was"
+    from bin_counter.net import BinNet, _body, build_net
+    from bin_counter.core import ModelCard
+    size = 160 if arch == 'test_vit' else 64
+    torch.manual_seed(1)
+    body = build_net(ModelCard(arch))
+    torch.save(body.state_dict(), tmp_path/'w.pth')
+    config = preset_config('best', arch=arch, weights=str(tmp_path/'w.pth'), trained=trained, size=size, epochs=1, batch_size=32, views=('plain',))
+    samples = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 70]
+    train(samples, config, tmp_path/'run', log=lambda l: None)
+    net, card = load_model(tmp_path/'run')
+    before, after = body.state_dict(), net.state_dict()
+    changed = [k for k in before if k.startswith('body.') and k.endswith('weight') and not torch.equal(before[k], after[k])]
+    total = [k for k in before if k.startswith('body.') and k.endswith('weight')]
+    assert (not changed) if trained == 'head' else changed
+    if trained not in ('head', 'all'): assert len(changed) < len(total), 'the lower part should not have moved'
+    if trained == 'all': assert len(changed) > .9*len(total)
+
+
+@pytest.mark.parametrize('weights, arch, why', [('missing.pth', 'resnet18', 'missing'), ('imagenet', 'resnet18', 'cannot be downloaded'), ('imagenet', 'resnet10t', 'cannot be downloaded'),
+                                                ('none', 'resnet19x', 'is unknown')])
+def test_weights_that_cannot_be_had_are_one_line(weights, arch, why, tmp_path, monkeypatch):
+    from bin_counter.core import ModelCard, ModelError
+    from bin_counter.net import pretrained_net
+    for name in ('HTTPS_PROXY', 'https_proxy', 'HTTP_PROXY', 'http_proxy'): monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.setenv('HF_HOME', str(tmp_path))
+    import huggingface_hub.constants
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True) # its retries take a minute
+    with pytest.raises(ModelError, match=why) as e: pretrained_net(ModelCard(arch), weights)
+    assert '\n' not in str(e.value)
+
+
+def test_a_weights_file_cannot_run_code(tmp_path):
+    from bin_counter.core import ModelError
+    from bin_counter.net import load_state
+
+    class Evil:
+        def __reduce__(self): return os.system, (f'touch {tmp_path}/ran',)
+    torch.save(dict(w=Evil()), tmp_path/'evil.pth')
+    with pytest.raises(ModelError, match='not a file of plain weights'): load_state(tmp_path/'evil.pth')
+    assert not (tmp_path/'ran').exists()
