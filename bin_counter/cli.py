@@ -15,7 +15,7 @@ from fastcore.script import Param, anno_parser, store_true
 
 from .core import BinCounterError, ConfigError, Counts, DataError, bytes_hash, file_hash, read_csv, read_json, read_manifest, write_csv, write_json
 
-# %% ../nbs/20_cli.ipynb #5b668cea
+# %% ../nbs/20_cli.ipynb #32262d8e
 def _parser(func):
     "fastcore's parser for `func`, with hyphens in the options"
     parser = anno_parser(func, prog=func.__name__)
@@ -25,6 +25,14 @@ def _parser(func):
         a.option_strings = hyphened or a.option_strings
     return parser
 
+# %% ../nbs/20_cli.ipynb #0641444d
+def _status(result): return result if isinstance(result, int) and not isinstance(result, bool) else 0
+def _fail(line, status):
+    "Print one line and give the exit status"
+    if line: print(line, file=sys.stderr)
+    return status
+
+# %% ../nbs/20_cli.ipynb #b8c9ec1c
 def command(
     func, # a typed function with docments; called with keywords
 ): # the same function, which parses `sys.argv` when it is called without arguments
@@ -40,13 +48,7 @@ def command(
         except BrokenPipeError: return _fail('', 141)
     return run
 
-def _status(result): return result if isinstance(result, int) and not isinstance(result, bool) else 0
-def _fail(line, status):
-    "Print one line and give the exit status"
-    if line: print(line, file=sys.stderr)
-    return status
-
-# %% ../nbs/20_cli.ipynb #94ad19ce
+# %% ../nbs/20_cli.ipynb #1e8e04b3
 @command
 def bin_data(
     source:str='s3://aft-vbi-pds', # s3://bucket[/prefix], or a folder in the bucket's layout
@@ -67,6 +69,7 @@ def bin_data(
     if not report.photos: raise DataError(f'no photo could be fetched: see {out}/skipped.csv for the reasons')
     print(f'next: bin_run --data {shlex.quote(out)} --out runs/first')
 
+# %% ../nbs/20_cli.ipynb #74b4299e
 @command
 def bin_synth(
     n:Param('number of bins', int, required=True)=None,
@@ -86,19 +89,21 @@ def bin_synth(
     print(f'{len(records)} bins drawn into {out}: bin-images/, metadata/, manifest.csv')
     print(f'next: bin_run --data {shlex.quote(out)} --out runs/first')
 
-# %% ../nbs/20_cli.ipynb #d778e1c7
+# %% ../nbs/20_cli.ipynb #4d420a7d
 def _index(data, out):
     "manifest.csv of a data folder, written under `out`; the data stay untouched"
     from bin_counter.data import index_bins
     records, skipped = index_bins(data, out)
     return f'{len(records):,} photos' + (f', {len(skipped):,} left out (see {Path(out)/"skipped.csv"})' if skipped else '')
 
+# %% ../nbs/20_cli.ipynb #33a88935
 def _look(data, out):
     "quality.csv: what is unusual about the photos"
     from bin_counter.explore import format_quality, quality_report
     records = read_manifest(Path(out)/'manifest.csv')
     return format_quality(quality_report(records, data, Path(out)/'quality.csv'), len(records))
 
+# %% ../nbs/20_cli.ipynb #442bf356
 def _split(out, counts, by, ratios, balance, seed):
     "splits.csv and leak.json; photos of an earlier split stay where they were"
     from bin_counter.balance import balance_rows, count_table, format_leak, leak_report, parse_ratios, split_bins
@@ -114,7 +119,7 @@ def _split(out, counts, by, ratios, balance, seed):
     write_splits(out/'splits.csv', rows)
     return f'{split}\nbalance: {balance}\n{count_table(rows, counts)}\n{format_leak(leak)}'
 
-# %% ../nbs/20_cli.ipynb #fe21e64a
+# %% ../nbs/20_cli.ipynb #2bc97169
 @command
 def bin_explore(
     data:Param('data folder: bin-images/, metadata/', str, required=True)=None,
@@ -125,6 +130,7 @@ def bin_explore(
     print(_look(data, out))
     print(f'wrote {out}/manifest.csv and {out}/quality.csv')
 
+# %% ../nbs/20_cli.ipynb #af62d21a
 @command
 def bin_split(
     out:Param('folder with manifest.csv; gets splits.csv and leak.json', str, required=True)=None,
@@ -145,13 +151,14 @@ def bin_split(
         write_channels(read_splits(Path(out)/'splits.csv'), data, channels, counts=Counts.parse(counts))
         print(f'wrote {channels}/train, valid and test')
 
-# %% ../nbs/20_cli.ipynb #ad71d3a7
+# %% ../nbs/20_cli.ipynb #cec7b9a7
 @command
 def bin_train():
     "Train as a container does: folders in SM_CHANNEL_*, SM_MODEL_DIR and SM_CHECKPOINT_DIR, settings in SM_HPS as JSON"
     from bin_counter.train import main
     main()
 
+# %% ../nbs/20_cli.ipynb #80853c27
 def _evaluate(run, data, command=None):
     "metrics.json and report.html of a run folder"
     from bin_counter.evaluate import evaluate
@@ -159,6 +166,7 @@ def _evaluate(run, data, command=None):
     leak = read_json(run/'leak.json') if (run/'leak.json').exists() else None
     return evaluate(run/'predictions.csv', run, splits=run/'splits.csv' if (run/'splits.csv').exists() else None, history=run/'history.csv', card=run/'card.json', leak=leak, data=data, command=command)
 
+# %% ../nbs/20_cli.ipynb #bebecd77
 @command
 def bin_evaluate(
     run:Param('run folder with predictions.csv', str, required=True)=None,
@@ -170,6 +178,7 @@ def bin_evaluate(
     print(format_scores(metrics.get('test') or metrics['valid']))
     print(f'wrote {run}/metrics.json and {run}/report.html')
 
+# %% ../nbs/20_cli.ipynb #91482edb
 @command
 def bin_compare(
     first:Param('run folder of the first counter', str)=None,
@@ -181,6 +190,7 @@ def bin_compare(
     a, b = (read_predictions(Path(r)/'predictions.csv') for r in (first, second))
     print(format_comparison(compare_predictions(a, b, part), (Path(first).name, Path(second).name)))
 
+# %% ../nbs/20_cli.ipynb #13a76db0
 @command
 def bin_package(
     run:Param('run folder with model.pth and card.json', str, required=True)=None,
@@ -217,7 +227,7 @@ class Stages:
         self.done[name] = dict(key=key, results=results)
         write_json(self.path, self.done)
 
-# %% ../nbs/20_cli.ipynb #f57e2690
+# %% ../nbs/20_cli.ipynb #32b1a4e8
 def _listing(data):
     "Hash of the names and sizes of a data folder's photos and metadata"
     entries = []
@@ -225,15 +235,21 @@ def _listing(data):
         if (Path(data)/sub).is_dir(): entries += sorted(f'{sub}/{e.name} {e.stat().st_size}' for e in os.scandir(Path(data)/sub))
     return bytes_hash('\n'.join(entries).encode())
 
+# %% ../nbs/20_cli.ipynb #d5a60c09
 def _hash(path): return file_hash(path) if Path(path).exists() else ''
 
 def _settings(given):
     "Settings from `name=value` texts"
+    from dataclasses import fields
+    from bin_counter.train import TrainConfig
     bad = [g for g in given if '=' not in g]
     if bad: raise ConfigError(f'--set {bad[0]!r}: write it as name=value, as in --set mixup=0')
-    return dict(g.split('=', 1) for g in given)
+    out = dict(g.split('=', 1) for g in given)
+    unknown = sorted(set(out) - {f.name for f in fields(TrainConfig)})
+    if unknown: raise ConfigError(f'no such setting: {", ".join(unknown)}: see bin_counter.train.TrainConfig')
+    return out
 
-# %% ../nbs/20_cli.ipynb #f66086f3
+# %% ../nbs/20_cli.ipynb #d2959233
 def _train(out, data, hps, licence):
     "Call the container's entry point with folders of this run"
     from bin_counter.train import main
@@ -241,6 +257,7 @@ def _train(out, data, hps, licence):
                SM_CHECKPOINT_DIR=str(out/'work'), SM_HPS=json.dumps(hps), BIN_COUNTER_DATA_LICENCE=licence)
     main(env)
 
+# %% ../nbs/20_cli.ipynb #0b042c21
 def _accuracy_line(metrics):
     "The headline: accuracy with its interval and its baseline"
     part = 'test' if metrics.get('test') else 'valid'
@@ -249,7 +266,36 @@ def _accuracy_line(metrics):
     sure = f"95% interval {100*a['low']:.1f} to {100*a['high']:.1f}, " if a.get('low') is not None else ''
     return f"{'' if part == 'test' else 'validation '}accuracy: {100*a['value']:.1f}% ({sure}{m['photos']:,} {part} photos; always the most frequent count: {100*base:.1f}%)"
 
-# %% ../nbs/20_cli.ipynb #c2a1c97a
+# %% ../nbs/20_cli.ipynb #57862219
+def _pack(out):
+    "model.tar.gz of a run folder"
+    from bin_counter.package import build_package
+    build_package(out, out/'model.tar.gz')
+    return f'{out}/model.tar.gz, {(out/"model.tar.gz").stat().st_size/1e6:.1f} MB'
+
+# %% ../nbs/20_cli.ipynb #2a0fd6d8
+def _run_all(data, out, hps, split, ratios, balance, licence, dry_run):
+    "The stages of `bin_run`, in order"
+    from bin_counter.balance import parse_ratios
+    from bin_counter.train import config_from_hps
+    config, counts = config_from_hps(hps), Counts.parse(hps['counts'])
+    parse_ratios(ratios)
+    if not data.is_dir(): raise DataError(f'{data}: no such folder: make one with bin_data or bin_synth')
+    if dry_run: return print(json.dumps(dict(data=str(data), out=str(out), split=split, ratios=ratios, balance=balance, training=asdict(config)), indent=1))
+    stages, how = Stages(out), dict(by=split, ratios=ratios, balance=balance, seed=hps['seed'], counts=str(counts))
+    stages.run('index', [_listing(data)], ['manifest.csv'], lambda: _index(data, out))
+    stages.run('look', [_hash(out/'manifest.csv')], ['quality.csv'], lambda: _look(data, out))
+    if stages.done.get('split', {}).get('how') != how: (out/'splits.csv').unlink(missing_ok=True) # other settings: start anew
+    stages.run('split', [_hash(out/'manifest.csv'), _hash(out/'quality.csv'), how], ['splits.csv', 'leak.json'], lambda: _split(out, counts, split, ratios, balance, hps['seed']))
+    stages.done['split']['how'] = how
+    stages.run('train', [_hash(out/'splits.csv'), asdict(config), _hash(config.weights)], ['model.pth', 'card.json', 'predictions.csv', 'history.csv'], lambda: _train(out, data, hps, licence))
+    line = f'bin_run --data {shlex.quote(str(data))} --out {shlex.quote(str(out))} ' + ' '.join(f'--{k.replace("_", "-")} {shlex.quote(str(v))}' for k, v in hps.items()) + f' --split {split} --ratios {ratios} --balance {balance}'
+    stages.run('evaluate', [_hash(out/'predictions.csv'), _hash(out/'card.json')], ['metrics.json', 'report.html'], lambda: _evaluate(out, data, line) and None)
+    stages.run('package', [_hash(out/'model.pth'), _hash(out/'card.json')], ['model.tar.gz'], lambda: _pack(out))
+    print('\n' + _accuracy_line(read_json(out/'metrics.json')))
+    print(f'report:   {out}/report.html\npackage:  {out}/model.tar.gz\nnext:     bin_count --package {shlex.quote(str(out))}/model.tar.gz PHOTO')
+
+# %% ../nbs/20_cli.ipynb #c4ef3909
 @command
 def bin_run(
     data:Param("data folder: bin-images/, metadata/", str, required=True)=None,
@@ -275,38 +321,10 @@ def bin_run(
     "From photos to an honest count: index, look, split, train, evaluate, package"
     if where != 'local': raise ConfigError(f"--where {where}: this version runs on one machine: use --where local")
     given = dict(arch=arch, weights=weights, counts=counts, epochs=epochs, size=size, batch_size=batch_size, lr=lr, trained=trained, seed=seed)
-    hps = {**{k: v for k, v in given.items() if v is not None}, 'preset': preset, **_settings(set or [])}
+    hps = {**{k: v for k, v in given.items() if v is not None}, 'preset': preset, **(_settings(set) if set else {})}
     return _run_all(Path(data), Path(out), hps, split, ratios, balance or ('undersample' if preset == 'classic' else 'none'), data_licence, dry_run)
 
-# %% ../nbs/20_cli.ipynb #b2e64470
-def _run_all(data, out, hps, split, ratios, balance, licence, dry_run):
-    "The stages of `bin_run`, in order"
-    from bin_counter.balance import parse_ratios
-    from bin_counter.train import config_from_hps
-    config, counts = config_from_hps(hps), Counts.parse(hps['counts'])
-    parse_ratios(ratios)
-    if not data.is_dir(): raise DataError(f'{data}: no such folder: make one with bin_data or bin_synth')
-    if dry_run: return print(json.dumps(dict(data=str(data), out=str(out), split=split, ratios=ratios, balance=balance, training=asdict(config)), indent=1))
-    stages, how = Stages(out), dict(by=split, ratios=ratios, balance=balance, seed=hps['seed'], counts=str(counts))
-    stages.run('index', [_listing(data)], ['manifest.csv'], lambda: _index(data, out))
-    stages.run('look', [_hash(out/'manifest.csv')], ['quality.csv'], lambda: _look(data, out))
-    if stages.done.get('split', {}).get('how') != how: (out/'splits.csv').unlink(missing_ok=True) # other settings: start anew
-    stages.run('split', [_hash(out/'manifest.csv'), _hash(out/'quality.csv'), how], ['splits.csv', 'leak.json'], lambda: _split(out, counts, split, ratios, balance, hps['seed']))
-    stages.done['split']['how'] = how
-    stages.run('train', [_hash(out/'splits.csv'), asdict(config), _hash(config.weights)], ['model.pth', 'card.json', 'predictions.csv', 'history.csv'], lambda: _train(out, data, hps, licence))
-    line = f'bin_run --data {shlex.quote(str(data))} --out {shlex.quote(str(out))} ' + ' '.join(f'--{k.replace("_", "-")} {shlex.quote(str(v))}' for k, v in hps.items()) + f' --split {split} --ratios {ratios} --balance {balance}'
-    stages.run('evaluate', [_hash(out/'predictions.csv'), _hash(out/'card.json')], ['metrics.json', 'report.html'], lambda: _evaluate(out, data, line) and None)
-    stages.run('package', [_hash(out/'model.pth'), _hash(out/'card.json')], ['model.tar.gz'], lambda: _pack(out))
-    print('\n' + _accuracy_line(read_json(out/'metrics.json')))
-    print(f'report:   {out}/report.html\npackage:  {out}/model.tar.gz\nnext:     bin_count --package {shlex.quote(str(out))}/model.tar.gz PHOTO')
-
-def _pack(out):
-    "model.tar.gz of a run folder"
-    from bin_counter.package import build_package
-    build_package(out, out/'model.tar.gz')
-    return f'{out}/model.tar.gz, {(out/"model.tar.gz").stat().st_size/1e6:.1f} MB'
-
-# %% ../nbs/20_cli.ipynb #a0462f50
+# %% ../nbs/20_cli.ipynb #0f2dc3c0
 def _words(c):
     "One photo's answer as a line"
     a = c.answer
@@ -316,6 +334,23 @@ def _words(c):
     elif 'recorded' in a: line += f"; recorded {a['recorded']}: {'ALARM, ' if a['alarm'] else ''}the record is wrong with probability {a['p_mismatch']:.2f}"
     return line + ('; review by a person' if a['review'] else '')
 
+# %% ../nbs/20_cli.ipynb #bac61253
+def _progressed(items, n):
+    "With a progress bar, where there are many"
+    from bin_counter.core import progress
+    return progress(items, 'counting', n) if n > 32 else items
+
+def _json_line(c): return json.dumps(dict(id=c.id, **c.answer))
+
+# %% ../nbs/20_cli.ipynb #fc0ad56d
+def _counted(out, named, csv):
+    "Say what was written and skipped; the exit status"
+    bad = [c for c in out if c.error]
+    if csv: print(f'{len(out) - len(bad):,} photos counted into {csv}')
+    if bad: print(f'{len(bad):,} of {len(out):,} photos could not be counted', file=sys.stderr)
+    return int(len(bad) == len(out) or any(c.path in named for c in bad))
+
+# %% ../nbs/20_cli.ipynb #388b1b2a
 @command
 def bin_count(
     paths:Param("photos, glob patterns, or folders (the bucket's layout, or just photos)", str, nargs='+'),
@@ -335,18 +370,3 @@ def bin_count(
         elif json: print(_json_line(c))
         elif not csv: print(_words(c))
     return _counted(out, {Path(x) for x in paths}, csv)
-
-# %% ../nbs/20_cli.ipynb #ed247536
-def _progressed(items, n):
-    "With a progress bar, where there are many"
-    from bin_counter.core import progress
-    return progress(items, 'counting', n) if n > 32 else items
-
-def _json_line(c): return json.dumps(dict(id=c.id, **c.answer))
-
-def _counted(out, named, csv):
-    "Say what was written and skipped; the exit status"
-    bad = [c for c in out if c.error]
-    if csv: print(f'{len(out) - len(bad):,} photos counted into {csv}')
-    if bad: print(f'{len(bad):,} of {len(out):,} photos could not be counted', file=sys.stderr)
-    return int(len(bad) == len(out) or any(c.path in named for c in bad))

@@ -17,19 +17,21 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/00_core.ipynb #bf7b92f6
+# %% ../nbs/00_core.ipynb #a7a2192f
 class BinCounterError(Exception):
     "Something the user can put right; the message says how"
 
 class ConfigError(BinCounterError):
     "Settings that contradict each other or name something that does not exist"
 
+# %% ../nbs/00_core.ipynb #7e40943d
 class DataError(BinCounterError):
     "Photos, metadata or a manifest that cannot be used"
 
 class PhotoError(DataError):
     "One photo that cannot be counted; a stage that reads many skips it, counts it and lists it"
 
+# %% ../nbs/00_core.ipynb #3e4a41a7
 class ModelError(BinCounterError):
     "Weights that do not fit, or cannot be had"
 
@@ -54,7 +56,14 @@ def os_error(
              errno.EISDIR: 'this is a folder, a file is wanted: check the path'}
     return DataError(f'{path}: {hints.get(e.errno, e.strerror or e)}')
 
-# %% ../nbs/00_core.ipynb #c7b1df5c
+# %% ../nbs/00_core.ipynb #5f37031e
+def _umask():
+    "This process's file creation mask; it can only be read by setting it"
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+# %% ../nbs/00_core.ipynb #1b5777a0
 @contextmanager
 def atomic_write(
     path:Path|str, # file to write; its folder is made where it is missing
@@ -78,13 +87,7 @@ def atomic_write(
     finally:
         if tmp: Path(tmp).unlink(missing_ok=True)
 
-def _umask():
-    "This process's file creation mask; it can only be read by setting it"
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-# %% ../nbs/00_core.ipynb #809081f7
+# %% ../nbs/00_core.ipynb #0d40cddb
 def write_json(
     path:Path|str, # file to write
     obj:Any, # anything `json` takes; NaN and infinity are refused, since other readers choke on them
@@ -94,6 +97,7 @@ def write_json(
     except ValueError as e: raise DataError(f'{path}: not written, a figure in it is not finite ({e})') from e
     with atomic_write(path) as f: f.write(text + '\n')
 
+# %% ../nbs/00_core.ipynb #a875a225
 def read_json(
     path:Path|str, # file to read
     hint:str='', # what to do when the file is missing or damaged
@@ -107,7 +111,7 @@ def read_json(
     if not isinstance(obj, dict): raise DataError(f'{path} holds a {type(obj).__name__}, an object is wanted{after}')
     return obj
 
-# %% ../nbs/00_core.ipynb #6579fbca
+# %% ../nbs/00_core.ipynb #a6508297
 def write_csv(
     path:Path|str, # file to write
     rows:Iterable[Mapping], # one mapping a row
@@ -119,6 +123,7 @@ def write_csv(
         out.writeheader()
         out.writerows(rows)
 
+# %% ../nbs/00_core.ipynb #018b8c4f
 def read_csv(
     path:Path|str, # file to read
     columns:Sequence[str]=(), # columns that must be there
@@ -149,13 +154,14 @@ def text_table(
     widths = [max(map(len, col)) for col in zip(*cells)]
     return '\n'.join('  '.join(c.rjust(w) if k else c.ljust(w) for k, (c, w) in enumerate(zip(r, widths))).rstrip() for r in cells)
 
-# %% ../nbs/00_core.ipynb #1d303253
+# %% ../nbs/00_core.ipynb #08400155
 def bytes_hash(
     data:bytes, # any content
 )->str: # SHA-256, 64 hexadecimal digits
     "Hash that identifies `data`"
     return hashlib.sha256(data).hexdigest()
 
+# %% ../nbs/00_core.ipynb #4901fe09
 def file_hash(
     path:Path|str, # file to read, in blocks, so that size does not matter
 )->str: # SHA-256, 64 hexadecimal digits
@@ -184,7 +190,7 @@ class BinRecord:
         if self.label < 0: raise DataError(f'photo {self.id}: label {self.label} is negative, a quantity is wanted')
         if not self.group: object.__setattr__(self, 'group', self.id)
 
-# %% ../nbs/00_core.ipynb #3737439e
+# %% ../nbs/00_core.ipynb #c6aa4b4f
 MANIFEST_COLUMNS = [f.name for f in fields(BinRecord)]
 
 def write_manifest(
@@ -196,6 +202,7 @@ def write_manifest(
                         'quantity_sum': '' if r.quantity_sum is None else r.quantity_sum}
     write_csv(path, map(row, sorted(records, key=lambda r: r.id)), MANIFEST_COLUMNS)
 
+# %% ../nbs/00_core.ipynb #08f3f25f
 def read_manifest(
     path:Path|str, # usually `manifest.csv`
 )->list[BinRecord]: # in the order of the file; ids are unique
@@ -249,7 +256,7 @@ class Counts:
         if self.open_top and label >= self.high: return len(self) - 1
         return label - self.low if self.low <= label <= self.high else None
 
-# %% ../nbs/00_core.ipynb #a70d54b5
+# %% ../nbs/00_core.ipynb #27ac3a91
 def expected_count(
     probs:Sequence[float], # probability of each class, sums to 1
     counts:Counts=Counts(), # what each class stands for; an open top class counts as its smallest value
@@ -257,6 +264,7 @@ def expected_count(
     "Mean of a count distribution"
     return sum(p * v for p, v in zip(probs, counts.values, strict=True))
 
+# %% ../nbs/00_core.ipynb #0968e47e
 def count_interval(
     probs:Sequence[float], # probability of each class, sums to 1
     counts:Counts=Counts(), # what each class stands for
@@ -270,7 +278,16 @@ def count_interval(
     lo, hi = min(enough, key=lambda s: (s[1] - s[0], -held[s]))
     return [counts.values[lo], counts.values[hi]]
 
-# %% ../nbs/00_core.ipynb #262cf75f
+# %% ../nbs/00_core.ipynb #07b7a2ab
+def _check_record(probs, counts, recorded, alarm_at):
+    "The part of the answer that speaks about the record"
+    i = counts.index(recorded)
+    if i is None: return dict(recorded=recorded, p_mismatch=None, alarm=None, review=True,
+                              note=f'a record of {recorded} is outside of the counts {counts} that this model knows')
+    p = 1 - float(probs[i])
+    return dict(recorded=recorded, p_mismatch=round(p, 6), alarm=p >= alarm_at)
+
+# %% ../nbs/00_core.ipynb #db3b3d6a
 def make_answer(
     probs:Sequence[float], # probability of each class, sums to 1
     counts:Counts=Counts(), # what each class stands for
@@ -287,17 +304,10 @@ def make_answer(
                trust=round(trust, 6), review=trust < review_below, model=dict(model or {}))
     return out if recorded is None else {**out, **_check_record(probs, counts, recorded, alarm_at)}
 
-def _check_record(probs, counts, recorded, alarm_at):
-    "The part of the answer that speaks about the record"
-    i = counts.index(recorded)
-    if i is None: return dict(recorded=recorded, p_mismatch=None, alarm=None, review=True,
-                              note=f'a record of {recorded} is outside of the counts {counts} that this model knows')
-    p = 1 - float(probs[i])
-    return dict(recorded=recorded, p_mismatch=round(p, 6), alarm=p >= alarm_at)
-
-# %% ../nbs/00_core.ipynb #49ecda21
+# %% ../nbs/00_core.ipynb #a4569c85
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+# %% ../nbs/00_core.ipynb #f6d51e73
 @dataclass(frozen=True, slots=True)
 class Preprocess:
     "How a photo becomes a tensor: the same in training, validation and serving"

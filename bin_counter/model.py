@@ -12,7 +12,7 @@ from pathlib import Path
 from .core import BinCounterError, Preprocess
 from .photo import _cv2, decode_photo, read_photo
 
-# %% ../nbs/05_model.ipynb #a9ac320c
+# %% ../nbs/05_model.ipynb #d533a034
 def _shrink(img, width, height):
     "Scale to `width` x `height`: halve by averaging while more than twice too large, then bilinear"
     cv2 = _cv2()
@@ -20,6 +20,7 @@ def _shrink(img, width, height):
         img = cv2.resize(img, (img.shape[1]//2, img.shape[0]//2), interpolation=cv2.INTER_AREA)
     return img if img.shape[:2] == (height, width) else cv2.resize(img, (width, height), interpolation=cv2.INTER_LINEAR)
 
+# %% ../nbs/05_model.ipynb #c752d671
 def to_square(
     img:'np.ndarray', # photo, shape (height, width, 3), uint8, RGB
     prep:Preprocess, # size and fit
@@ -37,7 +38,7 @@ def to_square(
     out[top:top + small.shape[0], left:left + small.shape[1]] = small
     return out
 
-# %% ../nbs/05_model.ipynb #b5542d06
+# %% ../nbs/05_model.ipynb #9afa35a8
 def normalise(
     squares:'np.ndarray', # shape (..., size, size, 3), uint8, RGB
     prep:Preprocess, # mean and std
@@ -50,6 +51,7 @@ def normalise(
         out[..., c, :, :] -= np.float32(mean/std)
     return out
 
+# %% ../nbs/05_model.ipynb #8cfdbf14
 def preprocess(
     img:'np.ndarray', # photo, shape (height, width, 3), uint8, RGB
     prep:Preprocess, # from the model's card
@@ -57,7 +59,7 @@ def preprocess(
     "Turn a photo into the network's input: the only way from one to the other"
     return normalise(to_square(img, prep), prep)
 
-# %% ../nbs/05_model.ipynb #06611d23
+# %% ../nbs/05_model.ipynb #d49da17f
 def preprocess_bytes(
     data:bytes, # content of a JPEG or PNG file
     prep:Preprocess, # from the model's card
@@ -66,6 +68,7 @@ def preprocess_bytes(
     "Decode and preprocess one photo"
     return preprocess(decode_photo(data, name, side=prep.size), prep)
 
+# %% ../nbs/05_model.ipynb #899a23b9
 def preprocess_file(
     path:Path|str, # a JPEG or PNG file
     prep:Preprocess, # from the model's card

@@ -6,12 +6,13 @@
 __all__ = ['TORCHVISION_ARCHS', 'TimmBody', 'is_folded', 'RightPadConv2d', 'MeanMaxPool', 'MeanPool', 'Tail', 'BinNet',
            'build_net', 'load_state', 'pretrained_net', 'ServedNet', 'save_model', 'load_model']
 
-# %% ../nbs/05_net.ipynb #c79ba1a8
+# %% ../nbs/05_net.ipynb #befc7bac
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+# %% ../nbs/05_net.ipynb #83acc34a
 import torch
 from torch import nn
 import torch.nn.functional as F
@@ -37,10 +38,11 @@ import torchvision
 
 from .core import IMAGENET_MEAN, IMAGENET_STD, ConfigError, Counts, ModelCard, ModelError, PackageError, Preprocess, atomic_write, file_hash, os_error
 
-# %% ../nbs/05_net.ipynb #826644c1
+# %% ../nbs/05_net.ipynb #09d541d6
 TORCHVISION_ARCHS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnext101_32x8d', 'mobilenet_v2', 'mobilenet_v3_small',
                      'squeezenet1_1', 'convnext_tiny')
 
+# %% ../nbs/05_net.ipynb #0560a420
 def _blocks(model):
     "The body of a torchvision classifier as a list of blocks, in order"
     if hasattr(model, 'layer4'):
@@ -51,7 +53,14 @@ def _blocks(model):
         return [b for f in model.features for b in (f if len(f) and not isinstance(f[0], (nn.Conv2d, nn.LayerNorm)) and f[0].__class__.__name__ == 'CNBlock' else [f])] + [norm]
     return list(model.features)
 
-# %% ../nbs/05_net.ipynb #315e96dc
+# %% ../nbs/05_net.ipynb #266bcd3e
+def _timm_has(arch):
+    "Does timm know this name?"
+    try: import timm
+    except ImportError as e: raise ModelError(f"architecture {arch} would come from timm: pip install 'bin_counter[train]'") from e
+    return timm.is_model(arch)
+
+# %% ../nbs/05_net.ipynb #6630054b
 class TimmBody(nn.Module):
     "A timm model without its classifier: photos in, pooled features out"
     def __init__(self,
@@ -69,13 +78,7 @@ class TimmBody(nn.Module):
         from timm.models import group_parameters
         return group_parameters(self.model, self.model.group_matcher(coarse=True), reverse=True)
 
-def _timm_has(arch):
-    "Does timm know this name?"
-    try: import timm
-    except ImportError as e: raise ModelError(f"architecture {arch} would come from timm: pip install 'bin_counter[train]'") from e
-    return timm.is_model(arch)
-
-# %% ../nbs/05_net.ipynb #4d881c17
+# %% ../nbs/05_net.ipynb #21c5f507
 def is_folded(
     state:dict, # a state dict
 )->bool: # do all batch norms hold mean 0 and variance 1?
@@ -84,10 +87,12 @@ def is_folded(
     variances = [v for k, v in state.items() if k.endswith('running_var')]
     return bool(means) and all((m == 0).all() for m in means) and all(((v - 1).abs() < 2e-3).all() for v in variances)
 
+# %% ../nbs/05_net.ipynb #86e358bc
 class RightPadConv2d(nn.Conv2d):
     "A strided convolution that pads on the right and at the bottom only, as Keras does for even sizes"
     def forward(self, x): return self._conv_forward(F.pad(x, (0, self.kernel_size[1]//2, 0, self.kernel_size[0]//2)), self.weight, self.bias)
 
+# %% ../nbs/05_net.ipynb #b3fe6a61
 def _pad_right(module):
     "Replace the padded, strided convolutions of `module` by ones that pad as Keras does"
     for name, m in list(module.named_modules()):
@@ -97,7 +102,7 @@ def _pad_right(module):
         parent, _, leaf = name.rpartition('.')
         setattr(module.get_submodule(parent), leaf, new)
 
-# %% ../nbs/05_net.ipynb #04153bd1
+# %% ../nbs/05_net.ipynb #863b597f
 class MeanMaxPool(nn.Module):
     "Mean and maximum over the image, side by side: shape (n, c, h, w) to (n, 2c, 1, 1)"
     def forward(self, x): return torch.cat([x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)], 1)
@@ -106,6 +111,7 @@ class MeanPool(nn.Module):
     "Mean over the image: shape (n, c, h, w) to (n, c, 1, 1)"
     def forward(self, x): return x.mean((2, 3), keepdim=True)
 
+# %% ../nbs/05_net.ipynb #6c39a130
 class Tail(nn.Module):
     "The stages of a network from a cut to the head; batch norms named in `still` keep their statistics"
     def __init__(self,
@@ -157,15 +163,7 @@ class BinNet(nn.Module):
         norms = [m for s in tail for m in s.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if still else []
         return nn.Sequential(*self.stages[:k]), Tail(tail, norms)
 
-# %% ../nbs/05_net.ipynb #e9a8c221
-def _body(arch, pretrained=False):
-    "Blocks of a body, and how many channels they give"
-    if arch in TORCHVISION_ARCHS:
-        blocks = _blocks(torchvision.models.get_model(arch, weights='DEFAULT' if pretrained else None))
-    elif _timm_has(arch): blocks = [TimmBody(arch, pretrained)]
-    else: raise ModelError(f'architecture {arch!r} is unknown: choose one of {", ".join(TORCHVISION_ARCHS)}, or a name from timm.list_models()')
-    return blocks, _channels(blocks)
-
+# %% ../nbs/05_net.ipynb #32e83c84
 def _channels(blocks):
     "How many channels a list of blocks gives, found by running it once"
     x = torch.zeros(1, 3, 224, 224)
@@ -174,6 +172,15 @@ def _channels(blocks):
         for b in blocks: x = b.eval()(x)
     for b, w in zip(blocks, was): b.train(w)
     return x.shape[1]
+
+# %% ../nbs/05_net.ipynb #2f8c78ba
+def _body(arch, pretrained=False):
+    "Blocks of a body, and how many channels they give"
+    if arch in TORCHVISION_ARCHS:
+        blocks = _blocks(torchvision.models.get_model(arch, weights='DEFAULT' if pretrained else None))
+    elif _timm_has(arch): blocks = [TimmBody(arch, pretrained)]
+    else: raise ModelError(f'architecture {arch!r} is unknown: choose one of {", ".join(TORCHVISION_ARCHS)}, or a name from timm.list_models()')
+    return blocks, _channels(blocks)
 
 # %% ../nbs/05_net.ipynb #bce05df4
 def build_net(
@@ -213,21 +220,7 @@ def _load_checked(module, state, path, ignore=()):
                          f'(first: {(missing + extra + shapes)[0]}): name the architecture that the file was made for')
     module.load_state_dict({k: v for k, v in state.items() if k in want and not skip(k)}, strict=False)
 
-# %% ../nbs/05_net.ipynb #5ab5c25a
-def pretrained_net(
-    card:ModelCard, # architecture, counts and head
-    weights:str='imagenet', # 'imagenet' (downloaded by torchvision or timm), 'none', or a file
-)->tuple[BinNet, ModelCard]: # the network, and the card with the conventions of its weights
-    "Build a network and load weights into its body; the head starts fresh"
-    if weights == 'none': return build_net(card), card
-    if weights == 'imagenet': return _from_library(card)
-    state = load_state(weights)
-    if any(k.startswith('body.') for k in state):
-        net = build_net(card)
-        _load_checked(net, state, weights, ignore=('head.',))
-        return net, card
-    return _from_file(card, state, weights)
-
+# %% ../nbs/05_net.ipynb #acb12331
 def _from_library(card):
     "A network whose body torchvision or timm downloaded"
     try: blocks, features = _body(card.arch, pretrained=True)
@@ -235,7 +228,14 @@ def _from_library(card):
         raise ModelError(f'ImageNet weights of {card.arch} cannot be downloaded ({type(e).__name__}): go online, or pass --weights FILE, or --weights none') from e
     return BinNet(blocks, features, len(card.counts), card.net.get('pool', 'meanmax'), card.net.get('dropout', 0.0)).eval(), card
 
-# %% ../nbs/05_net.ipynb #2276032c
+# %% ../nbs/05_net.ipynb #052b5946
+def _keras_conventions(card):
+    "The card for folded weights: batch norms stay still; a MobileNet also takes Keras' scaling and padding"
+    net = {**card.net, 'norm': 'still'}
+    if not card.arch.startswith('mobilenet'): return replace(card, net=net)
+    return replace(card, net={'padding': 'right', **net}, preprocess=replace(card.preprocess, mean=(.5,)*3, std=(.5,)*3))
+
+# %% ../nbs/05_net.ipynb #42eb957d
 def _from_file(card, state, path):
     "A network whose body comes from a file of torchvision's or timm's naming"
     if card.arch in TORCHVISION_ARCHS:
@@ -250,11 +250,20 @@ def _from_file(card, state, path):
     if card.net.get('padding') == 'right': _pad_right(net)
     return net.eval(), card
 
-def _keras_conventions(card):
-    "The card for folded weights: batch norms stay still; a MobileNet also takes Keras' scaling and padding"
-    net = {**card.net, 'norm': 'still'}
-    if not card.arch.startswith('mobilenet'): return replace(card, net=net)
-    return replace(card, net={'padding': 'right', **net}, preprocess=replace(card.preprocess, mean=(.5,)*3, std=(.5,)*3))
+# %% ../nbs/05_net.ipynb #26ca6a19
+def pretrained_net(
+    card:ModelCard, # architecture, counts and head
+    weights:str='imagenet', # 'imagenet' (downloaded by torchvision or timm), 'none', or a file
+)->tuple[BinNet, ModelCard]: # the network, and the card with the conventions of its weights
+    "Build a network and load weights into its body; the head starts fresh"
+    if weights == 'none': return build_net(card), card
+    if weights == 'imagenet': return _from_library(card)
+    state = load_state(weights)
+    if any(k.startswith('body.') for k in state):
+        net = build_net(card)
+        _load_checked(net, state, weights, ignore=('head.',))
+        return net, card
+    return _from_file(card, state, weights)
 
 # %% ../nbs/05_net.ipynb #23c45212
 class ServedNet(nn.Module):
@@ -273,7 +282,7 @@ class ServedNet(nn.Module):
 
     def forward(self, x): return (self.logits(x)/self.temperature).softmax(-1)
 
-# %% ../nbs/05_net.ipynb #9b598caf
+# %% ../nbs/05_net.ipynb #5442b753
 def save_model(
     folder:Path|str, # gets `model.pth` and `card.json`
     net:BinNet, # trained
@@ -287,6 +296,7 @@ def save_model(
     write_card(Path(folder)/'card.json', card)
     return card
 
+# %% ../nbs/05_net.ipynb #1ecbcf1d
 def load_model(
     folder:Path|str, # holds `model.pth` and `card.json`
 )->tuple[BinNet, ModelCard]: # in evaluation mode

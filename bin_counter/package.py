@@ -16,7 +16,15 @@ from .core import (ConfigError, Counts, DataError, ModelCard, PackageError, Phot
                               os_error, progress, read_card, write_card, write_csv)
 from .model import preprocess, preprocess_bytes
 
-# %% ../nbs/09_package.ipynb #2289c9af
+# %% ../nbs/09_package.ipynb #1d281c78
+def _anonymous(proto):
+    "The model without traces of the machine that built it"
+    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer, *proto.functions):
+        part.ClearField('doc_string')
+        if hasattr(part, 'metadata_props'): del part.metadata_props[:]
+    return proto
+
+# %% ../nbs/09_package.ipynb #f5f8bb1f
 def export_onnx(
     net:'torch.nn.Module', # `BinNet`, trained
     card:ModelCard, # views, temperature, size
@@ -31,14 +39,7 @@ def export_onnx(
                                     dynamic_shapes=({0: torch.export.Dim('n', min=1, max=4096)},), opset_version=18)
     return _anonymous(program.model_proto).SerializeToString(deterministic=True)
 
-def _anonymous(proto):
-    "The model without traces of the machine that built it"
-    for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer, *proto.functions):
-        part.ClearField('doc_string')
-        if hasattr(part, 'metadata_props'): del part.metadata_props[:]
-    return proto
-
-# %% ../nbs/09_package.ipynb #d9ee467f
+# %% ../nbs/09_package.ipynb #44df333b
 def _session(content):
     "An ONNX Runtime session on the CPU"
     try: import onnxruntime as ort
@@ -48,6 +49,7 @@ def _session(content):
     try: return ort.InferenceSession(content, options, providers=['CPUExecutionProvider'])
     except Exception as e: raise PackageError('model.onnx cannot be loaded: it is damaged, build the package again') from e
 
+# %% ../nbs/09_package.ipynb #116a5891
 def check_parity(
     net:'torch.nn.Module', # `BinNet`
     card:ModelCard, # views, temperature, size
@@ -63,7 +65,7 @@ def check_parity(
     if not worst <= tolerance: raise PackageError(f'the ONNX export differs from the network by {worst:.2g} in a probability: not packaged; report this with the versions of torch and onnx')
     return worst
 
-# %% ../nbs/09_package.ipynb #772d9ff4
+# %% ../nbs/09_package.ipynb #5e455703
 MEMBERS = ('card.json', 'model.onnx', 'model.pth')
 
 def _archive(files):
@@ -78,6 +80,7 @@ def _archive(files):
     with gzip.GzipFile(filename='', fileobj=out, mode='wb', compresslevel=6, mtime=0) as z: z.write(raw.getvalue())
     return out.getvalue()
 
+# %% ../nbs/09_package.ipynb #6805a045
 def build_package(
     run:Path|str, # holds `model.pth` and `card.json`
     out:Path|str, # package to write, usually `model.tar.gz`
@@ -93,11 +96,12 @@ def build_package(
     with atomic_write(out, 'wb') as f: f.write(_archive({'card.json': text, 'model.onnx': onnx, 'model.pth': (run/'model.pth').read_bytes()}))
     return card
 
-# %% ../nbs/09_package.ipynb #0e6e56d3
+# %% ../nbs/09_package.ipynb #47c3570c
 MAX_MEMBER = 2_000_000_000 # bytes; no counter is larger
 
 def _allowed(name): return name in MEMBERS or name.startswith('code/') and '..' not in Path(name).parts
 
+# %% ../nbs/09_package.ipynb #7beeefe3
 def _read_members(path):
     "Contents of the archive's own members; a hostile or damaged archive is refused"
     out = {}
@@ -118,7 +122,7 @@ def _read_members(path):
     if lacking: raise PackageError(f'{path} holds no {" and no ".join(lacking)}: build it with bin_run')
     return out
 
-# %% ../nbs/09_package.ipynb #4f7aeab9
+# %% ../nbs/09_package.ipynb #9811daef
 def _check_card(path, members):
     "The card of a package, which must belong to its contents"
     try: card = ModelCard.from_dict(json.loads(members['card.json']))
@@ -127,6 +131,7 @@ def _check_card(path, members):
         if name in members and bytes_hash(members[name]) != want: raise PackageError(f'{path}: card.json and {name} do not belong together: build the package again')
     return card
 
+# %% ../nbs/09_package.ipynb #d4bcd531
 @dataclass(slots=True)
 class Package:
     "A counter, ready to be asked"
@@ -157,7 +162,7 @@ class Package:
         "What the answer says about who answered"
         return dict(arch=self.card.arch, counts=str(self.card.counts), package=self.sha256[:12])
 
-# %% ../nbs/09_package.ipynb #eeb27695
+# %% ../nbs/09_package.ipynb #0fd1c665
 def answer_of(
     package:Package, # a counter
     probs:Sequence[float], # its probabilities for one photo
@@ -167,6 +172,7 @@ def answer_of(
     c = package.card
     return make_answer([float(p) for p in probs], c.counts, recorded, c.review_below, c.alarm_at, package.model)
 
+# %% ../nbs/09_package.ipynb #5ed4afe2
 def count_photo(
     package:Package, # a counter
     data:bytes, # content of a JPEG or PNG file
@@ -176,7 +182,7 @@ def count_photo(
     "Count the items in one photo"
     return answer_of(package, package.probs(preprocess_bytes(data, package.card.preprocess, name)[None])[0], recorded)
 
-# %% ../nbs/09_package.ipynb #51439235
+# %% ../nbs/09_package.ipynb #02c96837
 PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 def _folder_photos(folder):
@@ -186,6 +192,7 @@ def _folder_photos(folder):
     if not found: raise DataError(f'{folder}: no photos (*.jpg, *.png) in it: name a photo, or a folder with bin-images/')
     return found
 
+# %% ../nbs/09_package.ipynb #d64dbc06
 def find_photos(
     paths:Iterable[Path|str], # files, glob patterns, or folders
 )->list[Path]: # each once, in the order given
@@ -200,7 +207,7 @@ def find_photos(
         out.update(dict.fromkeys(found))
     return list(out)
 
-# %% ../nbs/09_package.ipynb #6522b734
+# %% ../nbs/09_package.ipynb #87327c6a
 @dataclass(frozen=True, slots=True)
 class Counted:
     "One photo and its answer, or why there is none"
@@ -209,6 +216,7 @@ class Counted:
     answer:dict|None # None where the photo could not be counted
     error:str='' # why not
 
+# %% ../nbs/09_package.ipynb #e82a7dbb
 def count_photos(
     package:Package, # a counter
     photos:Sequence[Path], # from `find_photos`

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from .core import PhotoError, os_error
 
-# %% ../nbs/00_photo.ipynb #e01ac37f
+# %% ../nbs/00_photo.ipynb #b9c23737
 MIN_SIDE = 16 # pixels; below, there is nothing to count
 MAX_PIXELS = 64_000_000 # width times height; above, decoding costs more than 200 MB
 
+# %% ../nbs/00_photo.ipynb #000520f0
 @dataclass(frozen=True, slots=True)
 class PhotoInfo:
     "What the header of a photo says"
@@ -23,7 +24,7 @@ class PhotoInfo:
     format:str # 'JPEG' or 'PNG'
     mode:str # Pillow's name for the pixel format: RGB, L, CMYK, I;16, ...
 
-# %% ../nbs/00_photo.ipynb #c2c0a4c3
+# %% ../nbs/00_photo.ipynb #9b132824
 def _jpeg_scan_start(data):
     "Offset of the first start-of-scan marker, or -1; walks the segments, so a thumbnail inside of one is not taken for the photo"
     i = 2
@@ -33,11 +34,37 @@ def _jpeg_scan_start(data):
         i += 1 if marker == 0xFF else 2 + int.from_bytes(data[i + 2:i + 4], 'big')
     return -1
 
+# %% ../nbs/00_photo.ipynb #6fa641c5
 def _is_whole(data, fmt):
     "Does the content reach the end that its format prescribes?"
     if fmt == 'PNG': return b'IEND' in data[-64:]
     start = _jpeg_scan_start(data)
     return start > 0 and data.find(b'\xff\xd9', start) > 0
+
+# %% ../nbs/00_photo.ipynb #c1064c01
+def _open(data, fmt):
+    "Pillow's lazy view of the content; only the format that the first bytes name is tried"
+    import io, warnings
+    from PIL import Image
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning) # our own limit is stricter
+        return Image.open(io.BytesIO(data), formats=[fmt])
+
+# %% ../nbs/00_photo.ipynb #0f3da377
+def _header(data, name, fmt):
+    "Size and pixel format, without decoding"
+    from PIL import Image
+    try:
+        with _open(data, fmt) as im: return PhotoInfo(*im.size, fmt, im.mode)
+    except Image.DecompressionBombError as e: raise PhotoError(f'{name}: far more than {MAX_PIXELS//1_000_000} megapixels: shrink the photo first') from e
+    except Exception as e: raise PhotoError(f'{name}: damaged header: fetch it again') from e
+
+# %% ../nbs/00_photo.ipynb #5ef57ad9
+def _decode_strictly(data, name, fmt):
+    "Decode every pixel with Pillow"
+    try:
+        with _open(data, fmt) as im: im.load()
+    except Exception as e: raise PhotoError(f'{name}: damaged ({e}): fetch it again') from e
 
 # %% ../nbs/00_photo.ipynb #6fb31d33
 def check_photo(
@@ -56,35 +83,13 @@ def check_photo(
     if decode: _decode_strictly(data, name, fmt)
     return info
 
-# %% ../nbs/00_photo.ipynb #14625f54
-def _open(data, fmt):
-    "Pillow's lazy view of the content; only the format that the first bytes name is tried"
-    import io, warnings
-    from PIL import Image
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', Image.DecompressionBombWarning) # our own limit is stricter
-        return Image.open(io.BytesIO(data), formats=[fmt])
-
-def _header(data, name, fmt):
-    "Size and pixel format, without decoding"
-    from PIL import Image
-    try:
-        with _open(data, fmt) as im: return PhotoInfo(*im.size, fmt, im.mode)
-    except Image.DecompressionBombError as e: raise PhotoError(f'{name}: far more than {MAX_PIXELS//1_000_000} megapixels: shrink the photo first') from e
-    except Exception as e: raise PhotoError(f'{name}: damaged header: fetch it again') from e
-
-def _decode_strictly(data, name, fmt):
-    "Decode every pixel with Pillow"
-    try:
-        with _open(data, fmt) as im: im.load()
-    except Exception as e: raise PhotoError(f'{name}: damaged ({e}): fetch it again') from e
-
-# %% ../nbs/00_photo.ipynb #7afc9227
+# %% ../nbs/00_photo.ipynb #3ae8f723
 def _reduction(info, side):
     "1, 2, 4 or 8: how much smaller to decode so that the short side keeps at least twice `side` pixels"
     if not side or info.format != 'JPEG': return 1
     return max(f for f in (1, 2, 4, 8) if f == 1 or min(info.width, info.height) // f >= 2*side)
 
+# %% ../nbs/00_photo.ipynb #f068249e
 def _cv2():
     "OpenCV, or what to install"
     try:
@@ -92,7 +97,7 @@ def _cv2():
         return cv2
     except ImportError as e: raise PhotoError("decoding photos needs OpenCV: pip install 'bin_counter[serve]'") from e
 
-# %% ../nbs/00_photo.ipynb #229223ce
+# %% ../nbs/00_photo.ipynb #2e45b805
 def decode_photo(
     data:bytes, # content of a JPEG or PNG file
     name:str='photo', # what to call it in an error
@@ -107,6 +112,7 @@ def decode_photo(
     if img is None: raise PhotoError(f'{name}: damaged: fetch it again')
     return img if flag == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(img, cv2.COLOR_BGR2RGB)
 
+# %% ../nbs/00_photo.ipynb #5bb321fb
 def read_photo(
     path:Path|str, # a JPEG or PNG file
     side:int|None=None, # so many pixels on the short side are enough; None reads at full size

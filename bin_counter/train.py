@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRESETS', 'HISTORY_COLUMNS', 'TrainConfig', 'preset_config', 'Sample', 'read_samples', 'channel_samples',
            'check_samples', 'soft_targets', 'SoftCrossEntropy', 'Cache', 'has_bf16', 'build_cache', 'CacheLoader',
-           'accuracy', 'within_one', 'mae', 'CpuMixedPrecision', 'SeedEpochs', 'make_learner', 'KeepRun', 'find_lr',
-           'fit', 'predict', 'fit_temperature', 'data_hash', 'train_net', 'prediction_columns', 'write_predictions',
-           'train', 'config_from_hps', 'main']
+           'accuracy', 'within_one', 'mae', 'CpuMixedPrecision', 'SeedEpochs', 'make_learner', 'log_loss',
+           'fit_temperature', 'KeepRun', 'find_lr', 'fit', 'predict', 'data_hash', 'train_net', 'prediction_columns',
+           'write_predictions', 'train', 'config_from_hps', 'main']
 
 # %% ../nbs/06_train.ipynb #d84c5028
 import hashlib, json, os, random, shutil, time
@@ -29,7 +29,7 @@ from .net import BinNet, ServedNet, Tail, TimmBody, load_model, pretrained_net, 
 from .photo import read_photo
 from .splits import PARTS, SplitRow, channel_photos, read_channels, read_splits
 
-# %% ../nbs/06_train.ipynb #591effde
+# %% ../nbs/06_train.ipynb #fa50022e
 # fastai comes after `net`, which prepares torchvision
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
@@ -43,8 +43,9 @@ from fastai.metrics import AvgMetric
 from fastai.optimizer import Adam
 from fastai.vision.augment import Brightness, Contrast, Flip, Saturation
 from fastai.torch_core import TensorImage
+from fastcore.basics import patch
 
-# %% ../nbs/06_train.ipynb #52f9bd61
+# %% ../nbs/06_train.ipynb #2c6ca79f
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     "Everything that decides how a counter is trained"
@@ -55,7 +56,7 @@ class TrainConfig:
     size:int=224 # side of the square that the network sees, pixels
     fit:str='squash' # 'squash' or 'pad'; never a crop
     trained:str='upper' # 'head', the last n blocks as a number, 'upper' (the last 42% of the blocks) or 'all'
-    epochs:int=8 # passes over the training photos
+    epochs:int=10 # passes over the training photos
     batch_size:int=64 # photos a step
     lr:float=2e-3 # peak learning rate of the head; 0 asks fastai's finder
     body_lr:float=0.2 # learning rate of the body as a share of the head's
@@ -69,7 +70,7 @@ class TrainConfig:
     pool:str='meanmax' # 'mean' or 'meanmax'
     dropout:float=0.2 # share of features dropped before the head
     views:tuple[str, ...]=('plain', 'flip') # views averaged when it answers
-    monitor:str='valid_loss' # what decides which epoch is kept: 'valid_loss', 'mae' or 'accuracy'
+    monitor:str='calibrated_loss' # what decides which epoch is kept: 'calibrated_loss', 'valid_loss', 'mae' or 'accuracy'
     patience:int=0 # stop after so many epochs without a better one; 0 never stops early
     precision:str='auto' # 'auto' (bfloat16 where the machine has it), 'fp32' or 'bf16'
     seed:int=0 # of weights, order, augmentation and mixup
@@ -84,9 +85,9 @@ class TrainConfig:
             if not low <= getattr(self, name) <= high: raise ConfigError(f'{name} {getattr(self, name)}: choose {low} to {high}')
         if self.weights == 'none' and self.trained != 'all': raise ConfigError("weights 'none' with a frozen body would freeze noise: pass trained 'all'")
 
-# %% ../nbs/06_train.ipynb #b5882807
+# %% ../nbs/06_train.ipynb #48920646
 _CHOICES = dict(schedule=('one_cycle', 'constant'), loss=('cross_entropy', 'ordinal'), augment=('none', 'flip', 'light'), pool=('mean', 'meanmax'),
-                monitor=('valid_loss', 'mae', 'accuracy'), precision=('auto', 'fp32', 'bf16'), fit=('squash', 'pad'))
+                monitor=('calibrated_loss', 'valid_loss', 'mae', 'accuracy'), precision=('auto', 'fp32', 'bf16'), fit=('squash', 'pad'))
 _RANGES = dict(epochs=(1, 10_000), batch_size=(2, 4096), lr=(0, 10), body_lr=(0, 1), weight_decay=(0, 1), neighbour=(0, .9), smoothing=(0, .9),
                mixup=(0, 10), dropout=(0, .95), patience=(0, 10_000))
 
@@ -106,7 +107,7 @@ def preset_config(
     scratch = dict(trained='all', body_lr=1., augment='light', weight_decay=.05, schedule='one_cycle', mixup=0., pool='mean') if changes.get('weights') == 'none' else {}
     return TrainConfig(**{'preset': preset, **PRESETS[preset], **scratch, **changes})
 
-# %% ../nbs/06_train.ipynb #97778e65
+# %% ../nbs/06_train.ipynb #4d2624df
 @dataclass(frozen=True, slots=True)
 class Sample(SplitRow):
     "A row of the split, with the file of its photo"
@@ -123,6 +124,7 @@ def read_samples(
     "Samples from a split and the folder of photos"
     return _samples(read_splits(splits), lambda r: Path(data)/'bin-images'/f'{r.id}.jpg')
 
+# %% ../nbs/06_train.ipynb #7a880232
 def channel_samples(
     channels:Mapping[str, Path|str], # folder of each part, as SageMaker mounts them
 )->list[Sample]: # of all parts
@@ -165,7 +167,7 @@ class SoftCrossEntropy(nn.Module):
     "Cross-entropy of logits (n, k) against target distributions (n, k), which may be scaled by a weight a photo"
     def forward(self, logits, targets): return -(targets*logits.float().log_softmax(-1)).sum()/targets.sum()
 
-# %% ../nbs/06_train.ipynb #18564188
+# %% ../nbs/06_train.ipynb #a0ff3e71
 @dataclass(slots=True)
 class Cache:
     "What the front made of every photo, on disk"
@@ -175,6 +177,7 @@ class Cache:
     @property
     def is_pixels(self): return self.array.dtype == np.uint8
 
+# %% ../nbs/06_train.ipynb #298e9055
 def _cache_key(samples, prep, front, views):
     "Name of a cache: a hash of all that its content depends on"
     h = hashlib.sha256(json.dumps([asdict(prep), list(views), front is not None]).encode())
@@ -200,7 +203,7 @@ def _squares(samples, prep):
             yield start, np.stack([d[0] for d in done]), {start + i: d[1] for i, d in enumerate(done) if d[1]}
             start += len(done)
 
-# %% ../nbs/06_train.ipynb #eb2b1b8e
+# %% ../nbs/06_train.ipynb #0072d34d
 def has_bf16()->bool:
     "Does this machine compute faster in bfloat16 than in float32?"
     if torch.cuda.is_available(): return torch.cuda.is_bf16_supported()
@@ -214,12 +217,34 @@ def _autocast(precision, device):
 
 def _device(): return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 
+# %% ../nbs/06_train.ipynb #caa28eec
 def _front_features(front, squares, prep, views, precision, device):
     "Features of a batch for each view, float16"
     x = torch.from_numpy(normalise(squares, prep)).to(device, memory_format=torch.channels_last)
     with torch.inference_mode(), _autocast(precision, device):
         outs = [front(x if v == 'plain' else x.flip(-1)).float().clamp(-65504, 65504).half() for v in views]
     return [o.permute(0, 2, 3, 1).contiguous().cpu().numpy() for o in outs]
+
+# %% ../nbs/06_train.ipynb #c1396268
+def _remaining(samples, prep, done):
+    "Batches of squares from photo `done` on, with a progress bar"
+    if done >= len(samples): return
+    batches = _squares(samples[done:], prep)
+    n = (len(samples) - done + 63)//64
+    for start, squares, bad in progress(batches, 'reading photos', n, 'batch'):
+        yield done + start, squares, {done + i: why for i, why in bad.items()}
+
+# %% ../nbs/06_train.ipynb #edb97f6a
+def _new_array(path, views, n, batch):
+    "An empty memory-mapped array, refused where the disk has no room for it"
+    shape = (views, n, *batch.shape[1:])
+    need = int(np.prod(shape, dtype=np.int64))*batch.itemsize
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if need > free: raise DataError(f'{path.parent}: the cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free: free some space, choose another run folder, or train fewer blocks')
+        return np.lib.format.open_memmap(path, 'w+', batch.dtype, shape)
+    except OSError as e: raise os_error(e, path) from e
 
 # %% ../nbs/06_train.ipynb #8f4b8b46
 def build_cache(
@@ -248,27 +273,7 @@ def build_cache(
             write_json(state_path, state)
     return Cache(np.lib.format.open_memmap(path, 'r'), {int(k): v for k, v in state['bad'].items()})
 
-# %% ../nbs/06_train.ipynb #de927c50
-def _remaining(samples, prep, done):
-    "Batches of squares from photo `done` on, with a progress bar"
-    if done >= len(samples): return
-    batches = _squares(samples[done:], prep)
-    n = (len(samples) - done + 63)//64
-    for start, squares, bad in progress(batches, 'reading photos', n, 'batch'):
-        yield done + start, squares, {done + i: why for i, why in bad.items()}
-
-def _new_array(path, views, n, batch):
-    "An empty memory-mapped array, refused where the disk has no room for it"
-    shape = (views, n, *batch.shape[1:])
-    need = int(np.prod(shape, dtype=np.int64))*batch.itemsize
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(path.parent).free
-        if need > free: raise DataError(f'{path.parent}: the cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free: free some space, choose another run folder, or train fewer blocks')
-        return np.lib.format.open_memmap(path, 'w+', batch.dtype, shape)
-    except OSError as e: raise os_error(e, path) from e
-
-# %% ../nbs/06_train.ipynb #f5d7a271
+# %% ../nbs/06_train.ipynb #e16c616c
 class CacheLoader(DataLoader):
     "fastai's loader over a cache: batches of (features or normalised photos, target distributions)"
     def __init__(self,
@@ -284,17 +289,19 @@ class CacheLoader(DataLoader):
         self.cache, self.rows, self.targets, self.prep = cache, np.asarray(rows), targets.astype(np.float32), prep
         self.train, self.augment, self.seed, self.epoch = train, augment, seed, 0
 
-    def get_idxs(self):
-        if not self.train: return list(range(self.n))
-        self.epoch_rng = np.random.default_rng([self.seed, self.epoch])
-        return self.epoch_rng.permutation(self.n).tolist()
+# %% ../nbs/06_train.ipynb #50016f50
+@patch
+def get_idxs(self:CacheLoader):
+    if not self.train: return list(range(self.n))
+    self.epoch_rng = np.random.default_rng([self.seed, self.epoch])
+    return self.epoch_rng.permutation(self.n).tolist()
 
-    def create_item(self, i): return i
-    def do_batch(self, idx): return self._gather(np.asarray(idx))
+@patch
+def create_item(self:CacheLoader, i): return i
+@patch
+def do_batch(self:CacheLoader, idx): return self._gather(np.asarray(idx))
 
-# %% ../nbs/06_train.ipynb #54d5c0d5
-from fastcore.basics import patch
-
+# %% ../nbs/06_train.ipynb #dbc17dc9
 @patch
 def _gather(self:CacheLoader, idx):
     "One batch: gathered, and for photos also augmented and normalised"
@@ -303,6 +310,7 @@ def _gather(self:CacheLoader, idx):
     views = self.epoch_rng.integers(len(self.cache.array), size=len(rows)) if self.train and self.augment != 'none' else np.zeros(len(rows), int)
     return torch.from_numpy(self.cache.array[views, rows]).float().permute(0, 3, 1, 2), y
 
+# %% ../nbs/06_train.ipynb #b5855704
 @patch
 def _photos(self:CacheLoader, squares):
     "Normalised photos; in training after count-preserving augmentation by fastai's transforms"
@@ -313,7 +321,7 @@ def _photos(self:CacheLoader, squares):
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.prep.mean, self.prep.std))
     return (torch.Tensor(x) - mean)/std
 
-# %% ../nbs/06_train.ipynb #833c334e
+# %% ../nbs/06_train.ipynb #05e8cc83
 def accuracy(
     pred, # logits, shape (n, k)
     targ, # target distributions, shape (n, k)
@@ -321,6 +329,7 @@ def accuracy(
     "Share of photos whose count is exact"
     return (pred.argmax(-1) == targ.argmax(-1)).float().mean()
 
+# %% ../nbs/06_train.ipynb #f4a4d759
 def within_one(
     pred, # logits, shape (n, k)
     targ, # target distributions, shape (n, k)
@@ -335,7 +344,7 @@ def mae(
     "Mean absolute error of the count"
     return (pred.argmax(-1) - targ.argmax(-1)).abs().float().mean()
 
-# %% ../nbs/06_train.ipynb #5f1e39f2
+# %% ../nbs/06_train.ipynb #7cf7d1c4
 class CpuMixedPrecision(Callback):
     "Run the forward pass in bfloat16 on a CPU"
     order = 10
@@ -349,6 +358,7 @@ class CpuMixedPrecision(Callback):
         if self.context: self.context.__exit__(None, None, None)
         self.context = None
 
+# %% ../nbs/06_train.ipynb #0e1b8f8d
 def _precision_callback(precision, device):
     "fastai's mixed precision on a GPU, ours on a CPU, nothing in full precision"
     if precision == 'fp32' or precision == 'auto' and not has_bf16(): return []
@@ -364,13 +374,14 @@ class SeedEpochs(Callback):
         n = int.from_bytes(hashlib.sha256(f'{self.seed} {self.epoch}'.encode()).digest()[:4], 'big')
         random.seed(n), np.random.seed(n), torch.manual_seed(n)
 
-# %% ../nbs/06_train.ipynb #31f754be
+# %% ../nbs/06_train.ipynb #df7b59d2
 def _splitter(tail):
     "Parameter groups: the body's part of the tail, then the head"
     body = [p for s in list(tail.stages)[:-1] for p in s.parameters() if p.requires_grad]
     head = list(tail.stages[-1].parameters())
     return [body, head] if body else [head]
 
+# %% ../nbs/06_train.ipynb #45e4f9de
 def make_learner(
     tail:Tail, # what is trained
     train:CacheLoader, # batches to train on
@@ -389,7 +400,25 @@ def make_learner(
     if not os.isatty(2) or os.environ.get('BIN_COUNTER_PROGRESS') == '0': learn.remove_cb(ProgressCallback)
     return learn
 
-# %% ../nbs/06_train.ipynb #08b876dc
+# %% ../nbs/06_train.ipynb #56a6e04d
+def log_loss(
+    logits:np.ndarray, # shape (n, k)
+    classes:np.ndarray, # true class of each, shape (n,)
+    temperature:float=1.0, # logits are divided by this
+)->float: # 0 or more
+    "Mean negative log probability of the true class"
+    return float(-np.log(softmax(logits, temperature)[np.arange(len(classes)), classes] + 1e-12).mean())
+
+# %% ../nbs/06_train.ipynb #bb5e15b7
+def fit_temperature(
+    logits:np.ndarray, # validation logits, shape (n, k)
+    classes:np.ndarray, # true class of each, shape (n,)
+)->float: # 0.2 to 5
+    "Temperature that minimises the negative log likelihood on validation"
+    from scipy.optimize import minimize_scalar
+    return float(np.exp(minimize_scalar(lambda t: log_loss(logits, classes, np.exp(t)), bounds=(np.log(.2), np.log(5)), method='bounded').x))
+
+# %% ../nbs/06_train.ipynb #aacba48c
 class KeepRun(Callback):
     "Write checkpoint and history after every epoch, keep the best weights, stop early"
     order = 70
@@ -397,41 +426,47 @@ class KeepRun(Callback):
         path:Path, # the checkpoint
         key:str, # hash of settings and data: a checkpoint of another key is not resumed
         history:Path, # `history.csv`
-        monitor:str='valid_loss', # what decides which epoch is best
+        monitor:str='calibrated_loss', # what decides which epoch is best
         patience:int=0, # epochs without a better one before it stops; 0 never stops
         log:Callable=print, # gets a line an epoch
     ):
         self.path, self.key, self.history, self.monitor, self.patience, self.log = Path(path), key, Path(history), monitor, patience, log
         self.state = dict(epoch=-1, rows=[], best=None, best_epoch=-1, stopped=False)
 
-    def load(self, learn):
-        "Take up a checkpoint of the same key; returns the epoch to start with"
-        if not self.path.exists(): return 0
-        try: saved = torch.load(self.path, map_location='cpu', weights_only=True)
-        except Exception as e: raise DataError(f'{self.path} is damaged: delete it and run again') from e
-        if saved.get('key') != self.key: return 0
-        learn.model.load_state_dict(saved['model'])
-        learn.opt.load_state_dict(saved['opt'])
-        self.state = saved['state']
-        return self.state['epoch'] + 1
+# %% ../nbs/06_train.ipynb #a31e7017
+@patch
+def load(self:KeepRun, learn):
+    "Take up a checkpoint of the same key; returns the epoch to start with"
+    if not self.path.exists(): return 0
+    try: saved = torch.load(self.path, map_location='cpu', weights_only=True)
+    except Exception as e: raise DataError(f'{self.path} is damaged: delete it and run again') from e
+    if saved.get('key') != self.key: return 0
+    learn.model.load_state_dict(saved['model'])
+    learn.opt.load_state_dict(saved['opt'])
+    self.state = saved['state']
+    return self.state['epoch'] + 1
 
-# %% ../nbs/06_train.ipynb #4dc3c19d
-HISTORY_COLUMNS = ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'within_one', 'mae', 'lr', 'seconds']
+# %% ../nbs/06_train.ipynb #b2f078e3
+HISTORY_COLUMNS = ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'within_one', 'mae', 'calibrated_loss', 'lr', 'seconds']
 
 @patch
-def before_epoch(self:KeepRun): self.sums, self.started = [0., 0], time.time()
+def before_epoch(self:KeepRun): self.sums, self.held, self.started = [0., 0], [], time.time()
 
 @patch
 def after_batch(self:KeepRun):
     if self.training: self.sums = [self.sums[0] + self.loss.item()*len(self.yb[0]), self.sums[1] + len(self.yb[0])]
+    else: self.held.append((self.pred.detach().float().cpu(), self.yb[0].argmax(-1).cpu()))
 
 @patch
 def _row(self:KeepRun):
     "This epoch's line of the history"
     valid = [float(v) for v in self.recorder.values[-1][-4:]]
-    values = [self.epoch, self.sums[0]/self.sums[1], *valid, float(self.opt.hypers[-1]['lr']), time.time() - self.started]
+    logits, classes = (torch.cat(t).numpy() for t in zip(*self.held))
+    calibrated = log_loss(logits, classes, fit_temperature(logits, classes)) if np.isfinite(logits).all() else float('nan')
+    values = [self.epoch, self.sums[0]/self.sums[1], *valid, calibrated, float(self.opt.hypers[-1]['lr']), time.time() - self.started]
     return dict(zip(HISTORY_COLUMNS, values))
 
+# %% ../nbs/06_train.ipynb #2ee82b74
 @patch
 def after_epoch(self:KeepRun):
     if not self.sums[1]: return # an epoch that a resumed run skipped
@@ -447,7 +482,7 @@ def after_epoch(self:KeepRun):
              f"  valid_mae {row['mae']:.4f}  {row['seconds']:.1f} s{'  best so far' if better else ''}")
     if s['stopped']: raise CancelFitException()
 
-# %% ../nbs/06_train.ipynb #48026211
+# %% ../nbs/06_train.ipynb #df5e8cff
 def _plain(x):
     "Optimiser state as plain numbers, tensors, lists and dicts, so that it can be loaded without running code"
     if isinstance(x, Mapping): return {k: _plain(v) for k, v in x.items()}
@@ -456,14 +491,20 @@ def _plain(x):
     if isinstance(x, (str, int, float, bool, type(None))): return x
     return [_plain(v) for v in x]
 
+# %% ../nbs/06_train.ipynb #06237594
 @patch
 def _save(self:KeepRun):
     "Write the checkpoint, then the history"
     saved = dict(key=self.key, model=_plain(self.model.state_dict()), opt=_plain(self.opt.state_dict()), state=self.state)
     with atomic_write(self.path, 'wb') as f: torch.save(saved, f)
+    self._write_history()
+
+@patch
+def _write_history(self:KeepRun):
+    "The checkpoint's rows as a table"
     write_csv(self.history, [{k: f'{v:.6g}' if isinstance(v, float) else v for k, v in r.items()} for r in self.state['rows']], HISTORY_COLUMNS)
 
-# %% ../nbs/06_train.ipynb #d9a7fbb0
+# %% ../nbs/06_train.ipynb #1d5c2b0d
 def find_lr(
     learn:Learner, # before training; its weights are put back afterwards
 )->float: # learning rate of the head
@@ -474,6 +515,7 @@ def find_lr(
         learn.path = Path(d)
         return float(learn.lr_find(suggest_funcs=valley, show_plot=False).valley)
 
+# %% ../nbs/06_train.ipynb #c7bd521a
 def fit(
     learn:Learner, # from `make_learner`
     config:TrainConfig, # epochs, schedule, rates
@@ -483,7 +525,9 @@ def fit(
     lr = config.lr or find_lr(learn)
     learn.create_opt()
     start = keep.load(learn)
-    if start: keep.log(f'resuming after epoch {start} of {config.epochs}')
+    if start:
+        keep._write_history()
+        keep.log(f'resuming after epoch {start} of {config.epochs}')
     if start < config.epochs and not keep.state['stopped']:
         groups = len(learn.opt.hypers)
         rates = lr if groups == 1 else slice(lr*config.body_lr, lr)
@@ -512,17 +556,7 @@ def predict(
     out[list(bad)] = np.nan
     return out, bad
 
-# %% ../nbs/06_train.ipynb #eb1706e9
-def fit_temperature(
-    logits:np.ndarray, # validation logits, shape (n, k)
-    classes:np.ndarray, # true class of each, shape (n,)
-)->float: # 0.2 to 5
-    "Temperature that minimises the negative log likelihood on validation"
-    from scipy.optimize import minimize_scalar
-    def nll(log_t): return -np.log(softmax(logits, np.exp(log_t))[np.arange(len(classes)), classes] + 1e-12).mean()
-    return float(np.exp(minimize_scalar(nll, bounds=(np.log(.2), np.log(5)), method='bounded').x))
-
-# %% ../nbs/06_train.ipynb #8d9c6c9f
+# %% ../nbs/06_train.ipynb #d1b22462
 def _cut(net, config):
     "Number of blocks in the frozen front"
     n = len(net.body)
@@ -533,6 +567,7 @@ def _cut(net, config):
     if last > n: raise ConfigError(f"trained {config.trained}: {config.arch} has {n} blocks: choose 1 to {n}, or 'all'")
     return n - last
 
+# %% ../nbs/06_train.ipynb #9b1260b0
 def _freeze_timm(net, config):
     "Freeze the lower layers of a timm body, whose blocks cannot be cut apart"
     if not isinstance(net.body[0], TimmBody) or config.trained in ('head', 'all'): return
@@ -541,7 +576,7 @@ def _freeze_timm(net, config):
     last = round(.42*top) if config.trained == 'upper' else int(config.trained)
     for name, p in net.body[0].model.named_parameters(): p.requires_grad_(layers[name] >= top - last)
 
-# %% ../nbs/06_train.ipynb #e835f0e8
+# %% ../nbs/06_train.ipynb #cc022a6b
 def _make_net(config):
     "Network and card of a run, before training"
     torch.manual_seed(config.seed)
@@ -554,6 +589,7 @@ def _versions():
     import bin_counter
     return dict(bin_counter=bin_counter.__version__, torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__, python=platform.python_version())
 
+# %% ../nbs/06_train.ipynb #5073ed0e
 def data_hash(
     samples:Sequence[Sample], # all parts
 )->str: # 64 hexadecimal digits
@@ -601,11 +637,12 @@ def train_net(
     skipped = [dict(id=seen[i].id, reason=why) for i, why in cache.bad.items()]
     return net.cpu().eval(), card, dict(best_epoch=state['best_epoch'] + 1, epochs=len(state['rows']), skipped=skipped)
 
-# %% ../nbs/06_train.ipynb #eea2a519
+# %% ../nbs/06_train.ipynb #7c638573
 def prediction_columns(counts:Counts)->list[str]:
     "Columns of `predictions.csv`"
     return ['id', 'part', 'label', 'group', 'count', *(f'p{n}' for n in counts.names)]
 
+# %% ../nbs/06_train.ipynb #e1feb20f
 def write_predictions(
     path:Path|str, # `predictions.csv`
     samples:Sequence[Sample], # photos
@@ -644,7 +681,7 @@ def train(
     write_predictions(out/'predictions.csv', held, softmax(logits, card.temperature), card.counts)
     return save_model(out, net, card)
 
-# %% ../nbs/06_train.ipynb #1a740025
+# %% ../nbs/06_train.ipynb #7fcfc2d1
 def config_from_hps(
     hps:Mapping, # hyperparameters, values may be strings
     log:Callable=print, # gets a line about those ignored
@@ -661,6 +698,7 @@ def config_from_hps(
     given = {k: value(k, v) for k, v in hps.items() if k in types}
     return preset_config(given.pop('preset', 'best'), **given)
 
+# %% ../nbs/06_train.ipynb #b11ede92
 def main(
     env:Mapping[str, str]=os.environ, # `SM_*` variables
 ):

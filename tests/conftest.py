@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault('BIN_COUNTER_PROGRESS', '0')
-for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '2')
+for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '1') # before numpy and torch are loaded
 
 import pytest
 
