@@ -637,12 +637,11 @@ def train_net(
     skipped = [dict(id=seen[i].id, reason=why) for i, why in cache.bad.items()]
     return net.cpu().eval(), card, dict(best_epoch=state['best_epoch'] + 1, epochs=len(state['rows']), skipped=skipped)
 
-# %% ../nbs/06_train.ipynb #7c638573
+# %% ../nbs/06_train.ipynb #eea2a519
 def prediction_columns(counts:Counts)->list[str]:
     "Columns of `predictions.csv`"
     return ['id', 'part', 'label', 'group', 'count', *(f'p{n}' for n in counts.names)]
 
-# %% ../nbs/06_train.ipynb #e1feb20f
 def write_predictions(
     path:Path|str, # `predictions.csv`
     samples:Sequence[Sample], # photos
