@@ -323,7 +323,7 @@ class Preprocess:
         if not 32 <= self.size <= 1024: raise ConfigError(f'size {self.size}: choose 32 to 1024 pixels, usually 224')
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0: raise ConfigError('mean and std must be three numbers each, std above 0')
 
-# %% ../nbs/00_core.ipynb #55c60a4e
+# %% ../nbs/00_core.ipynb #d72e6640
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     "What must be known to use a model, and to trust it: `card.json`"
@@ -332,7 +332,7 @@ class ModelCard:
     preprocess:Preprocess=Preprocess() # how a photo becomes a tensor
     net:dict=field(default_factory=dict) # what else is needed to rebuild the network: pooling, head, padding
     temperature:float=1.0 # logits are divided by this before the softmax; above 1 means less sure
-    views:tuple[str, ...]=('plain',) # views whose probabilities are averaged: 'plain', 'flip'
+    views:tuple[str, ...]=('plain',) # views whose logits are averaged: 'plain', 'flip'
     review_below:float=0.5 # trust under which a person is asked
     alarm_at:float=0.95 # probability of a mismatch from which an alarm is raised
     weights_sha256:str='' # hash of `model.pth`, the weights this card belongs to

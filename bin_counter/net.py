@@ -163,31 +163,31 @@ class BinNet(nn.Module):
         norms = [m for s in tail for m in s.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if still else []
         return nn.Sequential(*self.stages[:k]), Tail(tail, norms)
 
-# %% ../nbs/05_net.ipynb #32e83c84
-def _channels(blocks):
+# %% ../nbs/05_net.ipynb #d5f802ad
+def _channels(blocks, size=224):
     "How many channels a list of blocks gives, found by running it once"
-    x = torch.zeros(1, 3, 224, 224)
+    x = torch.zeros(1, 3, size, size)
     was = [b.training for b in blocks]
     with torch.no_grad():
         for b in blocks: x = b.eval()(x)
     for b, w in zip(blocks, was): b.train(w)
     return x.shape[1]
 
-# %% ../nbs/05_net.ipynb #2f8c78ba
-def _body(arch, pretrained=False):
+# %% ../nbs/05_net.ipynb #de3adb98
+def _body(arch, pretrained=False, size=224):
     "Blocks of a body, and how many channels they give"
     if arch in TORCHVISION_ARCHS:
         blocks = _blocks(torchvision.models.get_model(arch, weights='DEFAULT' if pretrained else None))
     elif _timm_has(arch): blocks = [TimmBody(arch, pretrained)]
     else: raise ModelError(f'architecture {arch!r} is unknown: choose one of {", ".join(TORCHVISION_ARCHS)}, or a name from timm.list_models()')
-    return blocks, _channels(blocks)
+    return blocks, _channels(blocks, size)
 
-# %% ../nbs/05_net.ipynb #bce05df4
+# %% ../nbs/05_net.ipynb #920ce780
 def build_net(
     card:ModelCard, # architecture, counts, and `net`: pool, dropout, padding
 )->BinNet: # in evaluation mode, with random weights
     "The network that a card describes, ready for its weights"
-    blocks, features = _body(card.arch)
+    blocks, features = _body(card.arch, size=card.preprocess.size)
     net = BinNet(blocks, features, len(card.counts), card.net.get('pool', 'meanmax'), card.net.get('dropout', 0.0))
     if card.net.get('padding') == 'right': _pad_right(net)
     return net.eval()
@@ -220,10 +220,10 @@ def _load_checked(module, state, path, ignore=()):
                          f'(first: {(missing + extra + shapes)[0]}): name the architecture that the file was made for')
     module.load_state_dict({k: v for k, v in state.items() if k in want and not skip(k)}, strict=False)
 
-# %% ../nbs/05_net.ipynb #acb12331
+# %% ../nbs/05_net.ipynb #d5ffc56b
 def _from_library(card):
     "A network whose body torchvision or timm downloaded"
-    try: blocks, features = _body(card.arch, pretrained=True)
+    try: blocks, features = _body(card.arch, pretrained=True, size=card.preprocess.size)
     except (OSError, RuntimeError, ImportError) as e:
         raise ModelError(f'ImageNet weights of {card.arch} cannot be downloaded ({type(e).__name__}): go online, or pass --weights FILE, or --weights none') from e
     return BinNet(blocks, features, len(card.counts), card.net.get('pool', 'meanmax'), card.net.get('dropout', 0.0)).eval(), card
@@ -235,7 +235,7 @@ def _keras_conventions(card):
     if not card.arch.startswith('mobilenet'): return replace(card, net=net)
     return replace(card, net={'padding': 'right', **net}, preprocess=replace(card.preprocess, mean=(.5,)*3, std=(.5,)*3))
 
-# %% ../nbs/05_net.ipynb #42eb957d
+# %% ../nbs/05_net.ipynb #7268f0dc
 def _from_file(card, state, path):
     "A network whose body comes from a file of torchvision's or timm's naming"
     if card.arch in TORCHVISION_ARCHS:
@@ -243,10 +243,10 @@ def _from_file(card, state, path):
         _load_checked(model, state, path, ignore=('classifier.', 'fc.') if card.arch != 'convnext_tiny' else ('classifier.2',))
         blocks = _blocks(model)
     else:
-        blocks, _ = _body(card.arch)
+        blocks, _ = _body(card.arch, size=card.preprocess.size)
         _load_checked(blocks[0].model, state, path, ignore=('head.', 'fc.', 'classifier.'))
     if is_folded(state): card = _keras_conventions(card)
-    net = BinNet(blocks, _channels(blocks), len(card.counts), card.net.get('pool', 'meanmax'), card.net.get('dropout', 0.0))
+    net = BinNet(blocks, _channels(blocks, card.preprocess.size), len(card.counts), card.net.get('pool', 'meanmax'), card.net.get('dropout', 0.0))
     if card.net.get('padding') == 'right': _pad_right(net)
     return net.eval(), card
 

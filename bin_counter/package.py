@@ -101,12 +101,12 @@ MAX_MEMBER = 2_000_000_000 # bytes; no counter is larger
 
 def _allowed(name): return name in MEMBERS or name.startswith('code/') and '..' not in Path(name).parts
 
-# %% ../nbs/09_package.ipynb #7beeefe3
-def _read_members(path):
+# %% ../nbs/09_package.ipynb #8c595680
+def _read_members(path, content):
     "Contents of the archive's own members; a hostile or damaged archive is refused"
     out = {}
     try:
-        with tarfile.open(path, 'r:gz') as tar:
+        with tarfile.open(fileobj=io.BytesIO(content), mode='r:gz') as tar:
             for m in tar:
                 name = m.name.removeprefix('./')
                 if m.isdir() and name in ('', '.', 'code'): continue
@@ -114,7 +114,6 @@ def _read_members(path):
                 if m.size > MAX_MEMBER: raise PackageError(f'{path}: {m.name} claims {m.size/1e9:.0f} GB: not opened')
                 if name in MEMBERS: out[name] = tar.extractfile(m).read()
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, ValueError) as e: raise PackageError(f'{path} is not a whole model package ({e}): build or fetch it again') from e
-    except OSError as e: raise PackageError(str(os_error(e, path))) from e
     except Exception as e:
         if isinstance(e, PackageError): raise
         raise PackageError(f'{path} is damaged ({type(e).__name__}): build or fetch it again') from e
@@ -131,7 +130,7 @@ def _check_card(path, members):
         if name in members and bytes_hash(members[name]) != want: raise PackageError(f'{path}: card.json and {name} do not belong together: build the package again')
     return card
 
-# %% ../nbs/09_package.ipynb #d4bcd531
+# %% ../nbs/09_package.ipynb #c05f58ac
 @dataclass(slots=True)
 class Package:
     "A counter, ready to be asked"
@@ -144,12 +143,14 @@ class Package:
         path:Path|str, # `model.tar.gz`
     )->'Package':
         "Open a package, refusing one that is damaged, hostile or contradicts itself"
-        members = _read_members(path)
+        try: content = Path(path).read_bytes()
+        except OSError as e: raise PackageError(str(os_error(e, path))) from e
+        members = _read_members(path, content)
         card = _check_card(path, members)
         session = _session(members['model.onnx'])
         shape = session.get_outputs()[0].shape
         if shape[-1] != len(card.counts): raise PackageError(f'{path}: the card speaks of {len(card.counts)} counts, the network gives {shape[-1]}: build the package again')
-        return cls(card, bytes_hash(Path(path).read_bytes()), session)
+        return cls(card, bytes_hash(content), session)
 
     def probs(self,
         x:'np.ndarray', # preprocessed photos, shape (n, 3, s, s), float32

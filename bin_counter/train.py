@@ -177,10 +177,10 @@ class Cache:
     @property
     def is_pixels(self): return self.array.dtype == np.uint8
 
-# %% ../nbs/06_train.ipynb #298e9055
-def _cache_key(samples, prep, front, views):
+# %% ../nbs/06_train.ipynb #7dc7cebd
+def _cache_key(samples, prep, front, views, precision):
     "Name of a cache: a hash of all that its content depends on"
-    h = hashlib.sha256(json.dumps([asdict(prep), list(views), front is not None]).encode())
+    h = hashlib.sha256(json.dumps([asdict(prep), list(views), front is not None and precision]).encode())
     for s in samples: h.update(f'{s.id} {s.path} {s.path.stat().st_size if s.path.exists() else -1}\n'.encode())
     if front is not None:
         h.update(str(front).encode())
@@ -246,7 +246,7 @@ def _new_array(path, views, n, batch):
         return np.lib.format.open_memmap(path, 'w+', batch.dtype, shape)
     except OSError as e: raise os_error(e, path) from e
 
-# %% ../nbs/06_train.ipynb #8f4b8b46
+# %% ../nbs/06_train.ipynb #8f10bce3
 def build_cache(
     samples:Sequence[Sample], # photos, in the order of the cache
     prep:Preprocess, # how a photo becomes a tensor
@@ -258,7 +258,7 @@ def build_cache(
     "Run every photo through the front once; continue where a killed run stopped"
     folder, device, views = Path(folder), _device(), list(views) if front is not None else ['plain']
     if front is not None: front = front.eval().to(device, memory_format=torch.channels_last)
-    path = folder/f'{_cache_key(samples, prep, front, views)}.npy'
+    path = folder/f'{_cache_key(samples, prep, front, views, precision)}.npy'
     state_path = path.with_suffix('.json')
     state = read_json(state_path) if state_path.exists() and path.exists() else dict(done=0, bad={})
     array = None
@@ -515,16 +515,17 @@ def find_lr(
         learn.path = Path(d)
         return float(learn.lr_find(suggest_funcs=valley, show_plot=False).valley)
 
-# %% ../nbs/06_train.ipynb #c7bd521a
+# %% ../nbs/06_train.ipynb #326e8357
 def fit(
     learn:Learner, # from `make_learner`
     config:TrainConfig, # epochs, schedule, rates
     keep:KeepRun, # checkpoint to resume and to write
 )->dict: # state of the run: rows of the history, best epoch, best weights
     "Train to the end, from the checkpoint where there is one"
-    lr = config.lr or find_lr(learn)
     learn.create_opt()
     start = keep.load(learn)
+    lr = keep.state['lr'] = config.lr or keep.state.get('lr') or find_lr(learn)
+    if not start: learn.create_opt() # the finder leaves its traces in it
     if start:
         keep._write_history()
         keep.log(f'resuming after epoch {start} of {config.epochs}')
@@ -680,7 +681,7 @@ def train(
     write_predictions(out/'predictions.csv', held, softmax(logits, card.temperature), card.counts)
     return save_model(out, net, card)
 
-# %% ../nbs/06_train.ipynb #7fcfc2d1
+# %% ../nbs/06_train.ipynb #b20ab922
 def config_from_hps(
     hps:Mapping, # hyperparameters, values may be strings
     log:Callable=print, # gets a line about those ignored
@@ -693,7 +694,7 @@ def config_from_hps(
         kind = types[k] if isinstance(types[k], type) else tuple
         if kind is tuple: return tuple(v.split(',')) if isinstance(v, str) else tuple(v)
         try: return kind(v)
-        except ValueError as e: raise ConfigError(f'{k} {v!r}: a {kind.__name__} is wanted') from e
+        except ValueError as e: raise ConfigError(f'{k} {v!r}: not a valid {kind.__name__}') from e
     given = {k: value(k, v) for k, v in hps.items() if k in types}
     return preset_config(given.pop('preset', 'best'), **given)
 
