@@ -29,5 +29,5 @@ def markdown(nb):
 
 
 text = markdown(json.loads((root/'nbs/index.ipynb').read_text()))
-if '--check' in sys.argv: sys.exit('' if (root/'README.md').read_text() == text else 'README.md differs from nbs/index.ipynb: run python tools/readme.py and commit')
+if '--check' in sys.argv: sys.exit(None if (root/'README.md').read_text() == text else 'README.md differs from nbs/index.ipynb: run python tools/readme.py and commit')
 (root/'README.md').write_text(text)
