@@ -17,21 +17,19 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-# %% ../nbs/05_net.ipynb #5ad93cdf
+# %% ../nbs/05_net.ipynb #7310efde
 def _declare_torchvision_ops():
-    "Let torchvision be imported where its compiled operators do not fit this torch; returns what must be kept alive"
+    "Let torchvision be imported where its compiled operators do not fit this torch"
     spec = importlib.util.find_spec('torchvision')
-    if spec is None or not spec.origin: return None
+    if spec is None or not spec.origin or hasattr(torch.ops.torchvision, 'nms'): return # absent, or done before in this process
     try:
         for so in Path(spec.origin).parent.glob('_C*.so'): torch.ops.load_library(so)
         torch._C._dispatch_has_kernel_for_dispatch_key('torchvision::nms', 'CPU')
-        return None
     except (OSError, RuntimeError):
-        lib = torch.library.Library('torchvision', 'FRAGMENT')
+        lib = torch.library._bin_counter_torchvision = torch.library.Library('torchvision', 'FRAGMENT') # kept alive as long as torch
         for op in ('nms', 'qnms'): lib.define(f'{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        return lib
 
-_torchvision_ops = _declare_torchvision_ops()
+_declare_torchvision_ops()
 
 # %% ../nbs/05_net.ipynb #43d7420a
 import torchvision
