@@ -577,12 +577,16 @@ def _freeze_timm(net, config):
     last = round(.42*top) if config.trained == 'upper' else int(config.trained)
     for name, p in net.body[0].model.named_parameters(): p.requires_grad_(layers[name] >= top - last)
 
-# %% ../nbs/06_train.ipynb #cc022a6b
+# %% ../nbs/06_train.ipynb #1a0c27b3
 def _make_net(config):
     "Network and card of a run, before training"
     torch.manual_seed(config.seed)
     card = ModelCard(config.arch, Counts.parse(config.counts), Preprocess(config.size, config.fit), net=dict(pool=config.pool, dropout=config.dropout), views=config.views)
     return pretrained_net(card, config.weights)
+
+def _tidy(*folders):
+    "Remove what a killed run had begun to write"
+    for p in {p for f in folders for p in Path(f).glob('.*.part')}: p.unlink(missing_ok=True)
 
 def _versions():
     "Versions of what trained the model"
@@ -654,7 +658,7 @@ def write_predictions(
                                **{f'p{n}': f'{v:.6f}' for n, v in zip(counts.names, p)})
     write_csv(path, [row(s, p) for s, p in zip(samples, probs, strict=True) if not np.isnan(p).any()], prediction_columns(counts))
 
-# %% ../nbs/06_train.ipynb #1d12ac01
+# %% ../nbs/06_train.ipynb #5d043b35
 def train(
     samples:Sequence[Sample], # all parts, from `read_samples` or `channel_samples`
     config:TrainConfig, # settings
@@ -665,6 +669,7 @@ def train(
 )->ModelCard: # as written beside the weights
     "Train, calibrate on validation, predict validation and test, and write it all"
     out, work = Path(out), Path(work or out)
+    _tidy(out, work, work/'cache', work/'checkpoints')
     net, card, info = train_net(samples, config, work, log)
     held = [s for s in samples if s.part in ('valid', 'test')]
     logits, bad = predict(net, card, held)

@@ -1,5 +1,5 @@
 "Training under kill -9, full disks and unreadable photos; the container's entry point in both layouts."
-import errno, json, os, shutil, signal, subprocess, sys, time
+import errno, json, os, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -41,22 +41,25 @@ def environment(bins, split, out, hps):
                 SM_CHECKPOINT_DIR=str(out/'checkpoints'), SM_HPS=json.dumps(hps))
 
 
-def start(env):
-    return subprocess.Popen([sys.executable, '-c', 'from bin_counter.train import main; main()'], env={**os.environ, **env, 'BIN_COUNTER_PROGRESS': '0'},
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(env, kill=''):
+    "Run the container's entry point in a process of its own; `kill` is code that makes it kill -9 itself at a chosen moment"
+    code = f'import os; from bin_counter import core, train\n{kill}\ntrain.main()'
+    return subprocess.run([sys.executable, '-c', code], env={**os.environ, **env, 'BIN_COUNTER_PROGRESS': '0'}, capture_output=True, text=True, timeout=300)
 
 
-def epochs_done(out):
-    path = out/'checkpoints/history.csv'
-    return len(read_csv(path)) if path.exists() else 0
+def at_call(where, name, n):
+    "Code that kills the process at the n-th call of `where.name`, before the call"
+    return (f'calls, old = [], {where}.{name}\n'
+            f'def counted(*a, **k):\n'
+            f'    calls.append(1)\n'
+            f'    if len(calls) == {n}: os.kill(os.getpid(), 9)\n'
+            f'    return old(*a, **k)\n'
+            f'{where}.{name} = counted')
 
 
-def wait_for(condition, process, seconds=90):
-    end = time.time() + seconds
-    while time.time() < end and process.poll() is None:
-        if condition(): return True
-        time.sleep(.005)
-    return False
+# while photos are read; in the middle of an epoch; while a checkpoint is renamed; in the middle of a later epoch; after a batch of validation
+KILLS = [at_call('train', 'to_square', 50), at_call('train.KeepRun', 'after_batch', 2), at_call('core.os', 'replace', 2), at_call('train.KeepRun', 'after_batch', 5),
+         at_call('train.KeepRun', '_write_history', 2)]
 
 
 @pytest.mark.parametrize('kind', ['cached', 'everything'])
@@ -64,28 +67,19 @@ def test_a_run_killed_again_and_again_ends_where_an_unbroken_one_does(kind, bins
     "kill -9 while photos are read, between epochs and in the middle of one; same weights, predictions and history at the end"
     settings = hps(weights) if kind == 'cached' else {**hps('none'), 'trained': 'all', 'augment': 'light'}
     whole, broken = tmp_path/'whole', tmp_path/'broken'
-    process = start(environment(bins, split, whole, settings))
-    assert process.communicate(timeout=300)[0] and process.returncode == 0
-    kills = 0
-    for condition, extra in ((lambda: any((broken/'checkpoints').rglob('*.npy')), 0), (lambda: epochs_done(broken) >= 1, .05), (lambda: epochs_done(broken) >= 3, .15)):
-        process = start(environment(bins, split, broken, settings))
-        if wait_for(condition, process):
-            time.sleep(extra)
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
-    assert kills >= 2, 'the runs ended before they could be killed'
-    assert epochs_done(broken) < settings['epochs'] and not (broken/'model').exists()
-    process = start(environment(bins, split, broken, settings))
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and 'resuming after epoch' in out
+    assert start(environment(bins, split, whole, settings)).returncode == 0
+    for kill in KILLS:
+        assert start(environment(bins, split, broken, settings), kill).returncode == -signal.SIGKILL
+        assert not (broken/'model').exists()
+    last = start(environment(bins, split, broken, settings))
+    assert last.returncode == 0 and 'resuming after epoch' in last.stdout, last.stderr
+    assert not list(broken.rglob('*.part'))
     (a, card_a), (b, card_b) = load_model(whole/'model'), load_model(broken/'model')
     for (name, x), y in zip(a.state_dict().items(), b.state_dict().values()): assert torch.equal(x, y), name
     assert card_a == card_b
     assert (whole/'output/predictions.csv').read_bytes() == (broken/'output/predictions.csv').read_bytes()
     drop = lambda rows: [{k: v for k, v in r.items() if k != 'seconds'} for r in rows]
     assert drop(read_csv(whole/'output/history.csv')) == drop(read_csv(broken/'output/history.csv'))
-    assert not list(broken.rglob('*.part'))
 
 
 def test_other_settings_do_not_resume_an_old_checkpoint(bins, split, weights, tmp_path):
