@@ -6,22 +6,25 @@
 __all__ = ['OPTIONS', 'command', 'bin_data', 'bin_synth', 'bin_explore', 'bin_split', 'bin_train', 'bin_evaluate', 'bin_compare',
            'bin_package', 'Stages', 'bin_run', 'bin_count']
 
-# %% ../nbs/20_cli.ipynb #9641f00b
+# %% ../nbs/20_cli.ipynb #8ae2b89b
 import functools, json, os, shlex, sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fastcore.script import Param, anno_parser, store_true
+from fastcore.script import anno_parser
 
 from .core import BinCounterError, ConfigError, Counts, DataError, bytes_hash, file_hash, read_csv, read_json, read_manifest, write_csv, write_json
 
-# %% ../nbs/20_cli.ipynb #32262d8e
-def _parser(func):
+# %% ../nbs/20_cli.ipynb #7af4e7b8
+def _parser(func, required=(), many=()):
     "fastcore's parser for `func`, with hyphens in the options"
     parser = anno_parser(func, prog=func.__name__)
     for a in parser._actions:
+        a.required = a.required or a.dest in required
+        if a.dest in many: a.nargs = '+'
         hyphened = [o.replace('_', '-') for o in a.option_strings]
-        for o in hyphened: parser._option_string_actions.setdefault(o, a)
+        for o in [*hyphened, *(f"--{o[2:].replace('-', '_')}" for o in hyphened)]: parser._option_string_actions.setdefault(o, a)
         a.option_strings = hyphened or a.option_strings
     return parser
 
@@ -32,15 +35,18 @@ def _fail(line, status):
     if line: print(line, file=sys.stderr)
     return status
 
-# %% ../nbs/20_cli.ipynb #b8c9ec1c
+# %% ../nbs/20_cli.ipynb #43086f53
 def command(
-    func, # a typed function with docments; called with keywords
+    func=None, # a typed function with docments; called with keywords
+    required:Sequence[str]=(), # options that must be given
+    many:Sequence[str]=(), # arguments that take one value or more
 ): # the same function, which parses `sys.argv` when it is called without arguments
     "Make a console script of a function"
+    if func is None: return functools.partial(command, required=required, many=many)
     @functools.wraps(func)
     def run(*args, **kwargs):
         if args or kwargs: return func(*args, **kwargs)
-        given = vars(_parser(func).parse_args())
+        given = vars(_parser(func, required, many).parse_args())
         for hidden in ('pdb', 'xtra'): given.pop(hidden, None)
         try: return _status(func(**given))
         except BinCounterError as e: return _fail(f'{func.__name__}: {e}', 1)
@@ -48,18 +54,18 @@ def command(
         except BrokenPipeError: return _fail('', 141)
     return run
 
-# %% ../nbs/20_cli.ipynb #1e8e04b3
-@command
+# %% ../nbs/20_cli.ipynb #45ce148a
+@command(required=('out',))
 def bin_data(
     source:str='s3://aft-vbi-pds', # s3://bucket[/prefix], or a folder in the bucket's layout
-    out:Param('folder to fill', str, required=True)=None,
+    out:str=None, # folder to fill
     per_count:int=None, # photos of each count, chosen at random
     file_list:str=None, # a file_list.json of ids by count
     ids:str=None, # ids, as A-B or A,B,C
     counts:str='1-5', # counts to fetch, with --per-count
     seed:int=0, # of the random choice
     workers:int=16, # photos fetched at a time
-    signed:store_true=False, # sign requests with your AWS credentials, for a bucket that is not public
+    signed:bool=False, # sign requests with your AWS credentials, for a bucket that is not public
 ):
     "Fetch bin photos and their metadata; run it again to go on where it stopped"
     from bin_counter.data import fetch_bins
@@ -69,16 +75,16 @@ def bin_data(
     if not report.photos: raise DataError(f'no photo could be fetched: see {out}/skipped.csv for the reasons')
     print(f'next: bin_run --data {shlex.quote(out)} --out runs/first')
 
-# %% ../nbs/20_cli.ipynb #74b4299e
-@command
+# %% ../nbs/20_cli.ipynb #c967fb8a
+@command(required=('n', 'out'))
 def bin_synth(
-    n:Param('number of bins', int, required=True)=None,
-    out:Param('folder to fill', str, required=True)=None,
+    n:int=None, # number of bins
+    out:str=None, # folder to fill
     seed:int=0, # the same seed draws the same bins
     size:int=224, # longer side of the photos, pixels
     counts:str='1-5', # counts to draw
     look:str='normal', # how hard they are to count: easy, normal or hard
-    uniform:store_true=False, # every count equally often, rather than as in the real data
+    uniform:bool=False, # every count equally often, rather than as in the real data
     wrong_records:float=0.0, # share of bins whose record differs from what is drawn
     workers:int=None, # processes; default one a core
 ):
@@ -119,21 +125,21 @@ def _split(out, counts, by, ratios, balance, seed):
     write_splits(out/'splits.csv', rows)
     return f'{split}\nbalance: {balance}\n{count_table(rows, counts)}\n{format_leak(leak)}'
 
-# %% ../nbs/20_cli.ipynb #2bc97169
-@command
+# %% ../nbs/20_cli.ipynb #bcf14975
+@command(required=('data', 'out'))
 def bin_explore(
-    data:Param('data folder: bin-images/, metadata/', str, required=True)=None,
-    out:Param('folder for manifest.csv and quality.csv', str, required=True)=None,
+    data:str=None, # data folder: bin-images/, metadata/
+    out:str=None, # folder for manifest.csv and quality.csv
 ):
     "Look at the photos: index them, and list what is dark, blurred, doubled or contradictory"
     print(_index(data, out))
     print(_look(data, out))
     print(f'wrote {out}/manifest.csv and {out}/quality.csv')
 
-# %% ../nbs/20_cli.ipynb #af62d21a
-@command
+# %% ../nbs/20_cli.ipynb #b099cdee
+@command(required=('out',))
 def bin_split(
-    out:Param('folder with manifest.csv; gets splits.csv and leak.json', str, required=True)=None,
+    out:str=None, # folder with manifest.csv; gets splits.csv and leak.json
     counts:str='1-5', # counts to tell apart: 1-5, 0-5, or 1-6+ with an open top class
     by:str='group', # 'group' keeps photos of one bin together; 'random' does not
     ratios:str='70/20/10', # shares of train, valid and test
@@ -166,10 +172,10 @@ def _evaluate(run, data, command=None):
     leak = read_json(run/'leak.json') if (run/'leak.json').exists() else None
     return evaluate(run/'predictions.csv', run, splits=run/'splits.csv' if (run/'splits.csv').exists() else None, history=run/'history.csv', card=run/'card.json', leak=leak, data=data, command=command)
 
-# %% ../nbs/20_cli.ipynb #bebecd77
-@command
+# %% ../nbs/20_cli.ipynb #9b3d5fd6
+@command(required=('run',))
 def bin_evaluate(
-    run:Param('run folder with predictions.csv', str, required=True)=None,
+    run:str=None, # run folder with predictions.csv
     data:str=None, # data folder, for the pictures of the worst mistakes
 ):
     "Judge a run: metrics.json and report.html"
@@ -190,10 +196,10 @@ def bin_compare(
     a, b = (read_predictions(Path(r)/'predictions.csv') for r in (first, second))
     print(format_comparison(compare_predictions(a, b, part), (Path(first).name, Path(second).name)))
 
-# %% ../nbs/20_cli.ipynb #13a76db0
-@command
+# %% ../nbs/20_cli.ipynb #b6b2e228
+@command(required=('run',))
 def bin_package(
-    run:Param('run folder with model.pth and card.json', str, required=True)=None,
+    run:str=None, # run folder with model.pth and card.json
     out:str=None, # package to write; default model.tar.gz in the run folder
 ):
     "Pack a trained counter: weights, card and ONNX"
@@ -305,11 +311,11 @@ def _run_all(data, out, hps, split, ratios, balance, licence, dry_run):
     print('\n' + _accuracy_line(read_json(out/'metrics.json')))
     print(f'report:   {out}/report.html\npackage:  {out}/model.tar.gz\nnext:     bin_count --package {shlex.quote(str(out))}/model.tar.gz PHOTO')
 
-# %% ../nbs/20_cli.ipynb #c4ef3909
-@command
+# %% ../nbs/20_cli.ipynb #e07fa35b
+@command(required=('data', 'out'), many=('set',))
 def bin_run(
-    data:Param("data folder: bin-images/, metadata/", str, required=True)=None,
-    out:Param('run folder, made where it is missing', str, required=True)=None,
+    data:str=None, # data folder: bin-images/, metadata/
+    out:str=None, # run folder, made where it is missing
     preset:str='best', # 'classic' (what the public notebooks do, done right) or 'best'
     arch:str='resnet18', # resnet18/34/50/101, resnext101_32x8d, mobilenet_v2, squeezenet1_1, convnext_tiny, or a timm name
     weights:str='imagenet', # 'imagenet' (downloaded), 'none', or a file
@@ -323,10 +329,10 @@ def bin_run(
     lr:float=None, # learning rate of the head; 0 searches for one
     trained:str=None, # 'head', a number of last blocks, 'upper' or 'all'
     seed:int=0, # of split, weights and order
-    set:Param('any other setting of TrainConfig, as name=value', str, nargs='*')=None,
+    set:str=None, # any other settings of TrainConfig, as name=value
     data_licence:str='', # licence of the photos, for the model card
     where:str='local', # 'local'
-    dry_run:store_true=False, # only say what would be done
+    dry_run:bool=False, # only say what would be done
 ):
     "From photos to an honest count: index, look, split, train, evaluate, package"
     if where != 'local': raise ConfigError(f"--where {where}: this version runs on one machine: use --where local")
@@ -360,14 +366,14 @@ def _counted(out, named, csv):
     if bad: print(f'{len(bad):,} of {len(out):,} photos could not be counted', file=sys.stderr)
     return int(len(bad) == len(out) or any(c.path in named for c in bad))
 
-# %% ../nbs/20_cli.ipynb #388b1b2a
-@command
+# %% ../nbs/20_cli.ipynb #f2b2ea13
+@command(required=('package',), many=('paths',))
 def bin_count(
-    paths:Param("photos, glob patterns, or folders (the bucket's layout, or just photos)", str, nargs='+'),
-    package:Param('model.tar.gz', str, required=True)=None,
+    paths:str, # photos, glob patterns, or folders (the bucket's layout, or just photos)
+    package:str=None, # model.tar.gz
     recorded:int=None, # quantity in the inventory record, to be checked
     csv:str=None, # write id,count,p1..p5 to this file
-    json:store_true=False, # print one JSON object a photo
+    json:bool=False, # print one JSON object a photo
 ):
     "Count the items in photos of bins"
     from bin_counter.package import Package, count_photos, find_photos, write_counts
