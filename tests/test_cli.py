@@ -159,3 +159,11 @@ def test_a_run_that_cannot_write_says_where(bins, tmp_path, capsys, monkeypatch)
     (tmp_path/'file').write_text('in the way')
     status, _, err = call(capsys, monkeypatch, 'bin_run', '--data', bins, '--out', tmp_path/'file', '--weights', 'none')
     assert status == 1 and 'Traceback' not in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_missing_extra_is_named(bins, tmp_path):
+    "Where torch is not installed, training says what to install"
+    code = (f"import sys; sys.modules['torch'] = None; sys.argv = ['bin_run', '--data', {str(bins)!r}, '--out', {str(tmp_path/'run')!r}]; "
+            "from bin_counter.cli import bin_run; sys.exit(bin_run())")
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert out.returncode == 1 and out.stderr.strip() == "bin_run: needs torch: pip install 'bin_counter[train]'"
