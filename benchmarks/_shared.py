@@ -1,5 +1,5 @@
 "What the benchmarks share: the machine in words, a table, a timer that takes the best of several runs."
-import os, platform, sys, time
+import os, platform, time
 from pathlib import Path
 
 os.environ.setdefault('BIN_COUNTER_PROGRESS', '0')

@@ -6,13 +6,14 @@
 __all__ = ['REMEDIES', 'parse_ratios', 'SkippedRow', 'Split', 'split_bins', 'leak_report', 'format_leak', 'balance_rows',
            'count_table', 'plot_balance_effect']
 
-# %% ../nbs/04_balance.ipynb #d37539d3
+# %% ../nbs/04_balance.ipynb #3e3a6ba9
 import hashlib, itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .core import BinRecord, ConfigError, Counts, DataError, text_table
+from .figure import BLUE, GREY, INK, bare_axes
 from .splits import PARTS, SplitRow
 
 # %% ../nbs/04_balance.ipynb #cd1ff53b
@@ -246,7 +247,7 @@ def count_table(
     body = [[name] + [show(n[i], m[i]) for n, m in cols] for i, name in enumerate(counts.names)]
     return text_table(['count', *PARTS], [*body, ['all'] + [show(sum(n), sum(m)) for n, m in cols]])
 
-# %% ../nbs/04_balance.ipynb #f770761d
+# %% ../nbs/04_balance.ipynb #0e5777c6
 def plot_balance_effect(
     before:Iterable[SplitRow], # rows without a remedy
     after:Iterable[SplitRow], # the same rows with one
@@ -254,14 +255,10 @@ def plot_balance_effect(
     part:str='train', # part to show
 )->'Figure': # a matplotlib figure: two bars a class
     "Draw what each class counts for before and after a remedy"
-    try: from matplotlib.figure import Figure
-    except ImportError as e: raise ConfigError("figures need matplotlib: pip install 'bin_counter[train]'") from e
-    fig = Figure(figsize=(5.2, 2.6), layout='constrained')
-    ax = fig.subplots()
-    for k, (rows, name, colour) in enumerate([(before, 'before', '#9aa5b1'), (after, 'after', '#2a78c2')]):
+    fig, ax = bare_axes('items in the bin', 'photos × repeats × weight', 5.2, 2.6)
+    for k, (rows, name, colour) in enumerate([(before, 'before', GREY), (after, 'after', BLUE)]):
         ax.bar([i + .4*k - .2 for i in range(len(counts))], _mass(rows, part, counts)[1], .38, label=name, color=colour)
     ax.set_xticks(range(len(counts)), counts.names)
-    ax.set(xlabel='items in the bin', ylabel='photos × repeats × weight', title=part)
-    ax.spines[['top', 'right']].set_visible(False)
-    fig.legend(frameon=False, loc='outside right upper')
+    ax.set_title(part, color=INK)
+    fig.legend(frameon=False, labelcolor=INK, loc='outside right upper')
     return fig

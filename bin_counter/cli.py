@@ -59,7 +59,7 @@ def command(
         except BrokenPipeError: return _fail('', 141)
     return run
 
-# %% ../nbs/20_cli.ipynb #45ce148a
+# %% ../nbs/20_cli.ipynb #a9d7e927
 @command(required=('out',))
 def bin_data(
     source:str='s3://aft-vbi-pds', # s3://bucket[/prefix], or a folder in the bucket's layout
@@ -67,15 +67,14 @@ def bin_data(
     per_count:int=None, # photos of each count, chosen at random
     file_list:str=None, # a file_list.json of ids by count
     ids:str=None, # ids, as A-B or A,B,C
-    counts:str='1-5', # counts to fetch, with --per-count
+    counts:str=None, # take only these counts; with --per-count 1-5 where nothing is said
     seed:int=0, # of the random choice
     workers:int=16, # photos fetched at a time
     signed:bool=False, # sign requests with your AWS credentials, for a bucket that is not public
 ):
     "Fetch bin photos and their metadata; run it again to go on where it stopped"
     from bin_counter.data import fetch_bins
-    chosen = Counts.parse(counts) if per_count else None
-    report = fetch_bins(source, out, per_count=per_count, file_list=file_list, ids=ids, counts=chosen, seed=seed, workers=workers, anonymous=not signed)
+    report = fetch_bins(source, out, per_count=per_count, file_list=file_list, ids=ids, counts=counts, seed=seed, workers=workers, anonymous=not signed)
     print(report)
     if not report.photos: raise DataError(f'no photo could be fetched: see {out}/skipped.csv for the reasons')
     print(f'next: bin_run --data {shlex.quote(out)} --out runs/first')
@@ -100,37 +99,58 @@ def bin_synth(
     print(f'{len(records)} bins drawn into {out}: bin-images/, metadata/, manifest.csv')
     print(f'next: bin_run --data {shlex.quote(out)} --out runs/first')
 
-# %% ../nbs/20_cli.ipynb #4d420a7d
+# %% ../nbs/20_cli.ipynb #d68a3165
 def _index(data, out):
     "manifest.csv of a data folder, written under `out`; the data stay untouched"
     from bin_counter.data import index_bins
     records, skipped = index_bins(data, out)
+    if skipped and not records: raise DataError(f'{data}: none of {len(skipped):,} photos can be used (first: {skipped[0]["id"]}, {skipped[0]["reason"]}): see {Path(out)/"skipped.csv"}')
     return f'{len(records):,} photos' + (f', {len(skipped):,} left out (see {Path(out)/"skipped.csv"})' if skipped else '')
 
-# %% ../nbs/20_cli.ipynb #33a88935
-def _look(data, out):
-    "quality.csv: what is unusual about the photos"
-    from bin_counter.explore import format_quality, quality_report
+# %% ../nbs/20_cli.ipynb #068b9f6b
+def _look(data, out, figures=False):
+    "quality.csv: what is unusual about the photos; and figures of them"
+    from bin_counter.explore import format_quality, measure_photos, quality_report, write_figures
     records = read_manifest(Path(out)/'manifest.csv')
-    return format_quality(quality_report(records, data, Path(out)/'quality.csv'), len(records))
+    measures = measure_photos(records, data)
+    if figures: write_figures(records, data, Path(out)/'figures', measures)
+    return format_quality(quality_report(records, data, Path(out)/'quality.csv', measures=measures), len(records))
 
-# %% ../nbs/20_cli.ipynb #442bf356
+# %% ../nbs/20_cli.ipynb #49d08c4f
+def _previous(out, how):
+    "Rows of the split that is there, unless it was made with other settings"
+    from bin_counter.splits import read_splits
+    path = out/'split.json'
+    if path.exists() and read_json(path) != how: (out/'splits.csv').unlink(missing_ok=True)
+    write_json(path, how)
+    return read_splits(out/'splits.csv') if (out/'splits.csv').exists() else None
+
+# %% ../nbs/20_cli.ipynb #b9efb6e0
+def _draw_balance(out, before, after, counts):
+    "balance.svg, where a remedy changed something; says what was drawn"
+    from bin_counter.balance import plot_balance_effect
+    from bin_counter.figure import save_figure
+    if before == after: return ''
+    try: save_figure(out/'balance.svg', plot_balance_effect(before, after, counts))
+    except ConfigError as e: return f' (not drawn: {e})'
+    return f' (drawn in {out}/balance.svg)'
+
+# %% ../nbs/20_cli.ipynb #e5530e39
 def _split(out, counts, by, ratios, balance, seed):
     "splits.csv and leak.json; photos of an earlier split stay where they were"
     from bin_counter.balance import balance_rows, count_table, format_leak, leak_report, parse_ratios, split_bins
-    from bin_counter.splits import read_splits, write_splits
+    from bin_counter.splits import write_splits
     out, records = Path(out), read_manifest(Path(out)/'manifest.csv')
-    previous = read_splits(out/'splits.csv') if (out/'splits.csv').exists() else None
-    split = split_bins(records, counts, parse_ratios(ratios), by, seed, previous)
+    split = split_bins(records, counts, parse_ratios(ratios), by, seed, _previous(out, dict(by=by, ratios=ratios, seed=seed)))
     rows = balance_rows(split.rows, balance, seed=seed, counts=counts)
     pairs = [(r['id'], r['other']) for r in read_csv(out/'quality.csv') if r['reason'] in ('near_duplicate', 'exact_duplicate') and r['other']] if (out/'quality.csv').exists() else []
     leak = leak_report(rows, records, pairs)
     write_json(out/'leak.json', leak)
     write_csv(out/'left_out.csv', [asdict(s) for s in split.skipped], ['id', 'reason'])
     write_splits(out/'splits.csv', rows)
-    return f'{split}\nbalance: {balance}\n{count_table(rows, counts)}\n{format_leak(leak)}'
+    return f'{split}\nbalance: {balance}{_draw_balance(out, split.rows, rows, counts)}\n{count_table(rows, counts)}\n{format_leak(leak)}'
 
-# %% ../nbs/20_cli.ipynb #bcf14975
+# %% ../nbs/20_cli.ipynb #490fdad0
 @command(required=('data', 'out'))
 def bin_explore(
     data:str=None, # data folder: bin-images/, metadata/
@@ -138,8 +158,8 @@ def bin_explore(
 ):
     "Look at the photos: index them, and list what is dark, blurred, doubled or contradictory"
     print(_index(data, out))
-    print(_look(data, out))
-    print(f'wrote {out}/manifest.csv and {out}/quality.csv')
+    print(_look(data, out, figures=True))
+    print(f'wrote {out}/manifest.csv, {out}/quality.csv and {out}/figures/')
 
 # %% ../nbs/20_cli.ipynb #b099cdee
 @command(required=('out',))
@@ -213,7 +233,7 @@ def bin_package(
     build_package(run, out)
     print(f'wrote {out}\nnext: bin_count --package {shlex.quote(out)} PHOTO')
 
-# %% ../nbs/20_cli.ipynb #4baa1ce6
+# %% ../nbs/20_cli.ipynb #e392118c
 class Stages:
     "Stages of one run folder; `stages.json` remembers what is done"
     def __init__(self,
@@ -228,14 +248,14 @@ class Stages:
         key = bytes_hash(json.dumps(inputs, sort_keys=True, default=str).encode())
         return key, self.done.get(name, {}).get('key') != key or not all((self.out/r).exists() for r in results)
 
-    def run(self, name, inputs, results, func, **remember):
-        "Run a stage, or skip it, and remember that, with anything else worth remembering"
+    def run(self, name, inputs, results, func):
+        "Run a stage, or skip it, and remember"
         key, needed = self.needs(name, inputs, results)
         if not needed: return self.log(f'[{name}] done before')
         self.log(f'[{name}]')
         said = func()
         if isinstance(said, str): self.log('  ' + said.replace('\n', '\n  '))
-        self.done[name] = dict(key=key, results=results, **remember)
+        self.done[name] = dict(key=key, results=results)
         write_json(self.path, self.done)
 
 # %% ../nbs/20_cli.ipynb #32b1a4e8
@@ -255,6 +275,12 @@ def _typed(values):
     rest = [shlex.quote(f'{k}={v}') for k, v in values.items() if k not in OPTIONS]
     return ' '.join(['bin_run', *own, *(['--set', *rest] if rest else [])])
 
+# %% ../nbs/20_cli.ipynb #349a955b
+def _licence(data):
+    "What LICENCE.txt beside the photos says, '' where there is none"
+    path = Path(data)/'LICENCE.txt'
+    return ' '.join(path.read_text(encoding='utf-8').split()) if path.is_file() else ''
+
 # %% ../nbs/20_cli.ipynb #e669ec03
 def _hash(path): return file_hash(path) if Path(path).exists() else ''
 
@@ -271,22 +297,23 @@ def _settings(given):
     if unknown: raise ConfigError(f'no such setting: {", ".join(unknown)}: see bin_counter.train.TrainConfig')
     return out
 
-# %% ../nbs/20_cli.ipynb #d2959233
+# %% ../nbs/20_cli.ipynb #8af07ac4
 def _train(out, data, hps, licence):
     "Call the container's entry point with folders of this run"
     from bin_counter.train import main
-    env = dict(SM_CHANNEL_DATA=str(data), SM_CHANNEL_SPLITS=str(out), SM_MODEL_DIR=str(out/'model'), SM_OUTPUT_DATA_DIR=str(out),
+    env = dict(SM_CHANNEL_DATA=str(data), SM_CHANNEL_SPLITS=str(out), SM_MODEL_DIR=str(out), SM_OUTPUT_DATA_DIR=str(out),
                SM_CHECKPOINT_DIR=str(out/'work'), SM_HPS=json.dumps(hps), BIN_COUNTER_DATA_LICENCE=licence)
     main(env)
 
-# %% ../nbs/20_cli.ipynb #0b042c21
+# %% ../nbs/20_cli.ipynb #c1187ea3
 def _accuracy_line(metrics):
     "The headline: accuracy with its interval and its baseline"
     part = 'test' if metrics.get('test') else 'valid'
     m = metrics[part]
-    a, base = m['figures']['accuracy'], m['baselines']['majority']['accuracy']
+    a, base = m['figures']['accuracy'], m['baselines']
+    plain = ', '.join(f'{words} {100*base[k]["accuracy"]:.1f}%' for k, words in (('majority', 'always the most frequent count'), ('always_3', 'always 3')) if k in base)
     sure = f"95% interval {100*a['low']:.1f} to {100*a['high']:.1f}, " if a.get('low') is not None else ''
-    return f"{'' if part == 'test' else 'validation '}accuracy: {100*a['value']:.1f}% ({sure}{m['photos']:,} {part} photos; always the most frequent count: {100*base:.1f}%)"
+    return f"{'' if part == 'test' else 'validation '}accuracy: {100*a['value']:.1f}% ({sure}{m['photos']:,} {part} photos; {plain})"
 
 # %% ../nbs/20_cli.ipynb #57862219
 def _pack(out):
@@ -295,7 +322,7 @@ def _pack(out):
     build_package(out, out/'model.tar.gz')
     return f'{out}/model.tar.gz, {(out/"model.tar.gz").stat().st_size/1e6:.1f} MB'
 
-# %% ../nbs/20_cli.ipynb #f6914018
+# %% ../nbs/20_cli.ipynb #6fd9ba6f
 def _run_all(data, out, hps, split, ratios, balance, licence, dry_run):
     "The stages of `bin_run`, in order"
     from bin_counter.balance import parse_ratios
@@ -304,19 +331,19 @@ def _run_all(data, out, hps, split, ratios, balance, licence, dry_run):
     parse_ratios(ratios)
     if not data.is_dir(): raise DataError(f'{data}: no such folder: make one with bin_data or bin_synth')
     if dry_run: return print(json.dumps(dict(data=str(data), out=str(out), split=split, ratios=ratios, balance=balance, training=asdict(config)), indent=1))
-    stages, how = Stages(out), dict(by=split, ratios=ratios, balance=balance, seed=hps['seed'], counts=str(counts))
+    stages, licence = Stages(out), licence or _licence(data)
+    how = dict(by=split, ratios=ratios, balance=balance, seed=hps['seed'], counts=str(counts))
     stages.run('index', [_listing(data)], ['manifest.csv'], lambda: _index(data, out))
     stages.run('look', [_hash(out/'manifest.csv')], ['quality.csv'], lambda: _look(data, out))
-    if stages.done.get('split', dict(how=how))['how'] != how: (out/'splits.csv').unlink(missing_ok=True) # other settings: start anew
-    stages.run('split', [_hash(out/'manifest.csv'), _hash(out/'quality.csv'), how], ['splits.csv', 'leak.json'], lambda: _split(out, counts, split, ratios, balance, hps['seed']), how=how)
-    stages.run('train', [_hash(out/'splits.csv'), asdict(config), _hash(config.weights)], ['model.pth', 'card.json', 'predictions.csv', 'history.csv'], lambda: _train(out, data, hps, licence))
+    stages.run('split', [_hash(out/'manifest.csv'), _hash(out/'quality.csv'), how], ['splits.csv', 'leak.json'], lambda: _split(out, counts, split, ratios, balance, hps['seed']))
+    stages.run('train', [_hash(out/'splits.csv'), asdict(config), _hash(config.weights), licence], ['model.pth', 'card.json', 'predictions.csv', 'history.csv'], lambda: _train(out, data, hps, licence))
     line = _typed(dict(data=data, out=out, split=split, ratios=ratios, balance=balance, data_licence=licence) | hps)
     stages.run('evaluate', [_hash(out/'predictions.csv'), _hash(out/'card.json')], ['metrics.json', 'report.html'], lambda: _evaluate(out, data, line) and None)
     stages.run('package', [_hash(out/'model.pth'), _hash(out/'card.json')], ['model.tar.gz'], lambda: _pack(out))
     print('\n' + _accuracy_line(read_json(out/'metrics.json')))
     print(f'report:   {out}/report.html\npackage:  {out}/model.tar.gz\nnext:     bin_count --package {shlex.quote(str(out))}/model.tar.gz PHOTO')
 
-# %% ../nbs/20_cli.ipynb #e07fa35b
+# %% ../nbs/20_cli.ipynb #7c180dac
 @command(required=('data', 'out'), many=('set',))
 def bin_run(
     data:str=None, # data folder: bin-images/, metadata/
@@ -335,7 +362,7 @@ def bin_run(
     trained:str=None, # 'head', a number of last blocks, 'upper' or 'all'
     seed:int=0, # of split, weights and order
     set:str=None, # any other settings of TrainConfig, as name=value
-    data_licence:str='', # licence of the photos, for the model card
+    data_licence:str='', # licence of the photos, for the model card; default: what LICENCE.txt in the data folder says
     where:str='local', # 'local'
     dry_run:bool=False, # only say what would be done
 ):

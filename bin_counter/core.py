@@ -7,13 +7,14 @@ __all__ = ['MANIFEST_COLUMNS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'BinCounterError
            'ModelError', 'PackageError', 'os_error', 'atomic_write', 'write_json', 'read_json', 'write_csv', 'read_csv',
            'text_table', 'bytes_hash', 'file_hash', 'BinRecord', 'write_manifest', 'read_manifest', 'Counts',
            'expected_count', 'count_interval', 'make_answer', 'Preprocess', 'ModelCard', 'write_card', 'read_card',
-           'ContainerPaths', 'progress']
+           'ContainerPaths', 'progress', 'in_threads']
 
-# %% ../nbs/00_core.ipynb #c20c2aa6
-import csv, hashlib, json, math, os, sys, tempfile
+# %% ../nbs/00_core.ipynb #a3f0153e
+import csv, hashlib, json, math, os, secrets, sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,7 @@ def os_error(
              errno.EISDIR: 'this is a folder, a file is wanted: check the path'}
     return DataError(f'{path}: {hints.get(e.errno, e.strerror or e)}')
 
-# %% ../nbs/00_core.ipynb #5f37031e
-def _umask():
-    "This process's file creation mask; it can only be read by setting it"
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-# %% ../nbs/00_core.ipynb #1b5777a0
+# %% ../nbs/00_core.ipynb #894306c7
 @contextmanager
 def atomic_write(
     path:Path|str, # file to write; its folder is made where it is missing
@@ -74,18 +68,18 @@ def atomic_write(
     tmp = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.part')
+        tmp = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')
+        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         text = {} if 'b' in mode else dict(encoding='utf-8', newline='')
         with os.fdopen(fd, mode, **text) as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(tmp, 0o666 & ~_umask())
         os.replace(tmp, path)
         tmp = None
     except OSError as e: raise os_error(e, path) from e
     finally:
-        if tmp: Path(tmp).unlink(missing_ok=True)
+        if tmp: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #0d40cddb
 def write_json(
@@ -405,3 +399,21 @@ def progress(
     tty = sys.stderr.isatty()
     return tqdm(items, desc=desc, total=total, unit=unit, ascii=not tty, mininterval=0.1 if tty else 30, dynamic_ncols=tty,
                 file=sys.stderr, disable=os.environ.get('BIN_COUNTER_PROGRESS') == '0')
+
+# %% ../nbs/00_core.ipynb #b975714e
+def in_threads(
+    func:Callable, # what to do with one item
+    items:Iterable, # taken only as fast as results are
+    workers:int|None=None, # threads; None means one a core
+    ahead:int|None=None, # items begun before their result is asked for; None means two a thread
+)->Iterator: # results in the order of `items`
+    "Map `func` over `items` in threads, in order, with a bounded queue"
+    from concurrent.futures import ThreadPoolExecutor
+    workers = workers or os.cpu_count() or 1
+    pool, waiting, ahead = ThreadPoolExecutor(workers), deque(), ahead or 2*workers
+    try:
+        for item in items:
+            waiting.append(pool.submit(func, item))
+            if len(waiting) >= ahead: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally: pool.shutdown(wait=True, cancel_futures=True)

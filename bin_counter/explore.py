@@ -6,40 +6,19 @@
 __all__ = ['DARK_BELOW', 'BLUR_BELOW', 'QUALITY_COLUMNS', 'REASONS', 'plot_samples', 'plot_balance', 'plot_sizes', 'brightness',
            'blur', 'phash', 'Measure', 'measure_photos', 'plot_light', 'exact_duplicates', 'near_duplicates', 'BinPair',
            'find_pairs', 'plot_pairs', 'quantity_disagreements', 'unpadded_ids', 'QualityRow', 'quality_report',
-           'format_quality']
+           'format_quality', 'write_figures']
 
-# %% ../nbs/03_explore.ipynb #2495f163
-import os, random
+# %% ../nbs/03_explore.ipynb #7973b0fd
+import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import combinations, islice
+from itertools import combinations
 from pathlib import Path
 
-from .core import BinRecord, ConfigError, DataError, PhotoError, bytes_hash, os_error, progress, write_csv
+from .core import BinRecord, ConfigError, DataError, PhotoError, bytes_hash, in_threads, os_error, progress, write_csv
+from .figure import BLUE, GREY, INK, ORANGE, bare_axes, new_figure, save_figure
 from .photo import decode_photo
-
-# %% ../nbs/03_explore.ipynb #d47326f7
-_INK, _BLUE, _ORANGE, _GREY = '#1b2128', '#2f7bc0', '#c8641b', '#8a94a0'
-
-def _figure(width, height):
-    "An empty figure, sizes in inches"
-    try: from matplotlib.figure import Figure
-    except ImportError as e: raise ConfigError("figures need matplotlib: pip install 'bin_counter[train]'") from e
-    return Figure(figsize=(width, height), layout='constrained', facecolor='white')
-
-# %% ../nbs/03_explore.ipynb #1ef19ff6
-def _axes(xlabel, ylabel, width=5.2, height=2.8):
-    "A figure with one bare pair of axes"
-    fig = _figure(width, height)
-    ax = fig.subplots()
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.spines[['left', 'bottom']].set_color(_GREY)
-    ax.tick_params(colors=_GREY, labelcolor=_INK)
-    ax.set_xlabel(xlabel, color=_INK)
-    ax.set_ylabel(ylabel, color=_INK)
-    return fig, ax
 
 # %% ../nbs/03_explore.ipynb #373d9cb4
 def _thumbnail(path, side):
@@ -50,16 +29,16 @@ def _thumbnail(path, side):
     im.thumbnail((side, side))
     return im
 
-# %% ../nbs/03_explore.ipynb #29d1094d
+# %% ../nbs/03_explore.ipynb #dc6ad5f8
 def _show_photo(ax, path, title, side):
     "Show one photo on axes, or why it cannot be shown"
     im = _thumbnail(path, side)
-    ax.set_title(title, fontsize=8, color=_INK, pad=2)
+    ax.set_title(title, fontsize=8, color=INK, pad=2)
     ax.axis('off')
     if not isinstance(im, Exception): ax.imshow(im)
-    else: ax.text(.5, .5, 'cannot be read', ha='center', va='center', fontsize=8, color=_INK, bbox=dict(facecolor='#d5d9de', edgecolor='none'))
+    else: ax.text(.5, .5, 'cannot be read', ha='center', va='center', fontsize=8, color=INK, bbox=dict(facecolor='#d5d9de', edgecolor='none'))
 
-# %% ../nbs/03_explore.ipynb #41f4b9e2
+# %% ../nbs/03_explore.ipynb #a6167505
 def plot_samples(
     records:Iterable[BinRecord], # photos to choose from
     data:Path|str, # data folder, which holds bin-images/
@@ -73,7 +52,7 @@ def plot_samples(
     for r in records: by.setdefault(r.label, []).append(r)
     counts, rng = sorted(by)[:6] if counts is None else list(counts), random.Random(seed)
     if not counts or per_count < 1: raise ConfigError('nothing to show: give at least one record, and per_count 1 or more')
-    fig = _figure(1.35*per_count + .4, 1.25*len(counts))
+    fig = new_figure(1.35*per_count + .4, 1.25*len(counts))
     axes = fig.subplots(len(counts), per_count, squeeze=False)
     for row, count in zip(axes, counts):
         chosen = rng.sample(by.get(count, []), min(per_count, len(by.get(count, []))))
@@ -81,7 +60,7 @@ def plot_samples(
         for ax, r in zip(row, chosen): _show_photo(ax, Path(data)/'bin-images'/f'{r.id}.jpg', f'{r.id}: {count}', side)
     return fig
 
-# %% ../nbs/03_explore.ipynb #784f2c46
+# %% ../nbs/03_explore.ipynb #fbbd240a
 def plot_balance(
     records:Iterable[BinRecord], # photos
     top:int=10, # counts above are drawn as one bar
@@ -90,13 +69,13 @@ def plot_balance(
     n = Counter(min(r.label, top + 1) for r in records)
     if not n: raise ConfigError('no records, so nothing to draw: give a manifest with at least one photo')
     counts, total = range(min(n), max(n) + 1), sum(n.values())
-    fig, ax = _axes('items in the bin', 'photos')
-    bars = ax.bar([f'{c}' if c <= top else f'>{top}' for c in counts], [n[c] for c in counts], color=_BLUE)
-    ax.bar_label(bars, [f'{n[c]:,}\n{n[c]/total:.0%}' for c in counts], fontsize=8, color=_INK, padding=2)
+    fig, ax = bare_axes('items in the bin', 'photos')
+    bars = ax.bar([f'{c}' if c <= top else f'>{top}' for c in counts], [n[c] for c in counts], color=BLUE)
+    ax.bar_label(bars, [f'{n[c]:,}\n{n[c]/total:.0%}' for c in counts], fontsize=8, color=INK, padding=2)
     ax.margins(y=.2)
     return fig
 
-# %% ../nbs/03_explore.ipynb #3c457378
+# %% ../nbs/03_explore.ipynb #45f1424b
 def plot_sizes(
     records:Iterable[BinRecord], # photos, with their sizes
     top:int=10, # counts above are drawn as one
@@ -106,15 +85,15 @@ def plot_sizes(
     for r in records:
         if r.width and r.height: by.setdefault(min(r.label, top + 1), []).append((r.width, r.height, r.width/r.height))
     if not by: raise ConfigError('no record has a size: make the manifest with bin_data or bin_synth')
-    counts, fig = sorted(by), _figure(7, 2.5)
+    counts, fig = sorted(by), new_figure(7, 2.5)
     for ax, k, name in zip(fig.subplots(1, 3), range(3), ('width, pixels', 'height, pixels', 'width / height')):
         ax.boxplot([[s[k] for s in by[c]] for c in counts], whis=(5, 95), showfliers=False, patch_artist=True, widths=.6,
-                   boxprops=dict(facecolor='#cfe0f1', edgecolor=_BLUE), medianprops=dict(color=_ORANGE), whiskerprops=dict(color=_BLUE), capprops=dict(color=_BLUE))
+                   boxprops=dict(facecolor='#cfe0f1', edgecolor=BLUE), medianprops=dict(color=ORANGE), whiskerprops=dict(color=BLUE), capprops=dict(color=BLUE))
         ax.set_xticks(range(1, len(counts) + 1), [f'{c}' if c <= top else f'>{top}' for c in counts])
-        ax.set_xlabel('items', color=_INK)
-        ax.set_title(name, fontsize=10, color=_INK)
+        ax.set_xlabel('items', color=INK)
+        ax.set_title(name, fontsize=10, color=INK)
         ax.spines[['top', 'right']].set_visible(False)
-        ax.tick_params(colors=_GREY, labelcolor=_INK, labelsize=8 if len(counts) < 9 else 6.5)
+        ax.tick_params(colors=GREY, labelcolor=INK, labelsize=8 if len(counts) < 9 else 6.5)
     return fig
 
 # %% ../nbs/03_explore.ipynb #db3d27c2
@@ -176,10 +155,7 @@ def _measure(id, data):
     except OSError as e: return Measure(id, fault='damaged', detail=str(os_error(e, path.name)))
     return Measure(id, brightness(img), blur(img), phash(img), bytes_hash(content))
 
-# %% ../nbs/03_explore.ipynb #42923c10
-#| export
-
-# %% ../nbs/03_explore.ipynb #925c442d
+# %% ../nbs/03_explore.ipynb #12124d3e
 def measure_photos(
     records:Iterable[BinRecord], # photos to look at
     data:Path|str, # data folder, which holds bin-images/
@@ -188,18 +164,11 @@ def measure_photos(
     "Measure every photo of a data folder"
     _need('cv2', 'OpenCV'), _need('imagehash', 'ImageHash')
     ids = [r.id for r in records]
-    out = list(progress(_in_threads(lambda id: _measure(id, data), ids, workers or os.cpu_count() or 1), 'looking', total=len(ids)))
+    out = list(progress(in_threads(lambda id: _measure(id, data), ids, workers), 'looking', total=len(ids)))
     if out and all(m.fault == 'missing' for m in out): raise DataError(f'{data} holds none of the {len(out)} photos: give the folder that has bin-images/ in it')
     return out
 
-# %% ../nbs/03_explore.ipynb #cf20174a
-def _in_threads(f:Callable, items:Sequence, workers:int)->Iterator:
-    "Call `f` on each item in threads, in order, at most a thousand ahead"
-    items = iter(items)
-    with ThreadPoolExecutor(workers) as pool:
-        while batch := list(islice(items, 1000)): yield from pool.map(f, batch)
-
-# %% ../nbs/03_explore.ipynb #c013e7ba
+# %% ../nbs/03_explore.ipynb #597d2cd8
 DARK_BELOW, BLUR_BELOW = 60.0, 50.0 # mean grey; variance of the Laplacian
 
 def plot_light(
@@ -209,15 +178,15 @@ def plot_light(
 )->'Figure': # a matplotlib figure: one point a photo
     "Draw how bright and how sharp the photos are"
     good = [m for m in measures if not m.fault]
-    fig, ax = _axes('brightness (mean grey)', 'sharpness\n(variance of Laplacian)', 5.2, 3)
+    fig, ax = bare_axes('brightness (mean grey)', 'sharpness\n(variance of Laplacian)', 5.2, 3)
     odd = [m.brightness < dark_below or m.blur < blur_below for m in good]
-    for flag, colour, name in ((False, _BLUE, 'fine'), (True, _ORANGE, 'dark or blurred')):
+    for flag, colour, name in ((False, BLUE, 'fine'), (True, ORANGE, 'dark or blurred')):
         some = [m for m, o in zip(good, odd) if o == flag]
         ax.scatter([m.brightness for m in some], [max(m.blur, .1) for m in some], s=9, alpha=.6, linewidths=0, color=colour, label=f'{name}: {len(some):,}', rasterized=len(good) > 300)
-    ax.axvline(dark_below, color=_GREY, lw=1, ls='--')
-    ax.axhline(blur_below, color=_GREY, lw=1, ls='--')
+    ax.axvline(dark_below, color=GREY, lw=1, ls='--')
+    ax.axhline(blur_below, color=GREY, lw=1, ls='--')
     ax.set_yscale('log')
-    ax.legend(frameon=False, labelcolor=_INK, fontsize=8)
+    ax.legend(frameon=False, labelcolor=INK, fontsize=8)
     return fig
 
 # %% ../nbs/03_explore.ipynb #d6d39b3f
@@ -292,7 +261,7 @@ def find_pairs(
         if shared: out.append(BinPair(id, after.id, shared, after.label - r.label))
     return out
 
-# %% ../nbs/03_explore.ipynb #83a3e535
+# %% ../nbs/03_explore.ipynb #ad7b99bd
 def plot_pairs(
     pairs:Iterable[BinPair], # what `find_pairs` gave
     most:int=5, # larger changes are drawn together
@@ -300,11 +269,11 @@ def plot_pairs(
     "Draw how the count changes from one photo of a bin to the next"
     n = Counter(max(-most, min(most, p.change)) for p in pairs)
     changes = range(-most, most + 1)
-    fig, ax = _axes('change of the recorded count', 'pairs')
-    bars = ax.bar(changes, [n[c] for c in changes], color=[_ORANGE if c < 0 else _GREY if c == 0 else _BLUE for c in changes])
-    ax.bar_label(bars, [f'{n[c]:,}' if n[c] else '' for c in changes], fontsize=8, color=_INK, padding=2)
+    fig, ax = bare_axes('change of the recorded count', 'pairs')
+    bars = ax.bar(changes, [n[c] for c in changes], color=[ORANGE if c < 0 else GREY if c == 0 else BLUE for c in changes])
+    ax.bar_label(bars, [f'{n[c]:,}' if n[c] else '' for c in changes], fontsize=8, color=INK, padding=2)
     ax.set_xticks(changes, [f'≤{-most}', *(f'{c:+d}' if c else '0' for c in changes[1:-1]), f'≥+{most}'])
-    ax.set_title('pick ◂   ▸ stow', fontsize=9, color=_INK)
+    ax.set_title('pick ◂   ▸ stow', fontsize=9, color=INK)
     ax.margins(y=.15)
     return fig
 
@@ -392,3 +361,16 @@ def format_quality(
     odd = set().union(*by.values()) if by else set()
     lines = [f'{reason:18} {len(by[reason]):7,}  {len(by[reason])/max(1, photos):6.1%}' for reason in REASONS if reason in by]
     return '\n'.join([*lines, f"{'any of these':18} {len(odd):7,}  {len(odd)/max(1, photos):6.1%}"])
+
+# %% ../nbs/03_explore.ipynb #04cb1498
+def write_figures(
+    records:Sequence[BinRecord], # photos, as in the manifest
+    data:Path|str, # data folder, which holds bin-images/
+    out:Path|str, # folder for the figures
+    measures:Sequence[Measure], # what `measure_photos` gave
+)->list[Path]: # what was written
+    "Draw samples, classes, sizes, light and pairs into files"
+    figures = dict(samples=('png', lambda: plot_samples(records, data)), classes=('svg', lambda: plot_balance(records)), sizes=('svg', lambda: plot_sizes(records)),
+                   light=('svg', lambda: plot_light(measures)), pairs=('svg', lambda: plot_pairs(find_pairs(records))))
+    for name, (kind, draw) in figures.items(): save_figure(Path(out)/f'{name}.{kind}', draw())
+    return [Path(out)/f'{name}.{kind}' for name, (kind, _) in figures.items()]

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['to_square', 'normalise', 'preprocess', 'preprocess_bytes', 'preprocess_file', 'view', 'softmax']
 
-# %% ../nbs/05_model.ipynb #bb153f35
-from collections.abc import Sequence
+# %% ../nbs/05_model.ipynb #ce0d45c0
 from pathlib import Path
 
 from .core import BinCounterError, Preprocess

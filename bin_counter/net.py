@@ -31,10 +31,10 @@ def _declare_torchvision_ops():
 
 _declare_torchvision_ops()
 
-# %% ../nbs/05_net.ipynb #43d7420a
+# %% ../nbs/05_net.ipynb #d012173c
 import torchvision
 
-from .core import IMAGENET_MEAN, IMAGENET_STD, ConfigError, Counts, ModelCard, ModelError, PackageError, Preprocess, atomic_write, file_hash, os_error
+from .core import ConfigError, ModelCard, ModelError, PackageError, atomic_write, file_hash, os_error, read_card, write_card
 
 # %% ../nbs/05_net.ipynb #09d541d6
 TORCHVISION_ARCHS = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnext101_32x8d', 'mobilenet_v2', 'mobilenet_v3_small',
@@ -129,7 +129,12 @@ class Tail(nn.Module):
         for m in self._still: m.eval()
         return self
 
-# %% ../nbs/05_net.ipynb #27e9a897
+# %% ../nbs/05_net.ipynb #537fb6fd
+def _is_frozen(module):
+    "Has it parameters, none of them trained?"
+    trained = [p.requires_grad for p in module.parameters()]
+    return bool(trained) and not any(trained)
+
 class BinNet(nn.Module):
     "A body in blocks, a pooling and a linear head: photos (n, 3, s, s) in, logits (n, k) out"
     def __init__(self,
@@ -158,7 +163,7 @@ class BinNet(nn.Module):
         "Cut the network after `k` blocks"
         k = k + 1 if k == len(self.body) else k
         tail = self.stages[k:]
-        norms = [m for s in tail for m in s.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if still else []
+        norms = [m for s in tail for m in s.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and (still or _is_frozen(m))]
         return nn.Sequential(*self.stages[:k]), Tail(tail, norms)
 
 # %% ../nbs/05_net.ipynb #d5f802ad
@@ -248,7 +253,7 @@ def _from_file(card, state, path):
     if card.net.get('padding') == 'right': _pad_right(net)
     return net.eval(), card
 
-# %% ../nbs/05_net.ipynb #26ca6a19
+# %% ../nbs/05_net.ipynb #ac276b7c
 def pretrained_net(
     card:ModelCard, # architecture, counts and head
     weights:str='imagenet', # 'imagenet' (downloaded by torchvision or timm), 'none', or a file
@@ -258,6 +263,7 @@ def pretrained_net(
     if weights == 'imagenet': return _from_library(card)
     state = load_state(weights)
     if any(k.startswith('body.') for k in state):
+        if is_folded(state): card = _keras_conventions(card)
         net = build_net(card)
         _load_checked(net, state, weights, ignore=('head.',))
         return net, card
@@ -280,26 +286,24 @@ class ServedNet(nn.Module):
 
     def forward(self, x): return (self.logits(x)/self.temperature).softmax(-1)
 
-# %% ../nbs/05_net.ipynb #5442b753
+# %% ../nbs/05_net.ipynb #dbe4e54d
 def save_model(
     folder:Path|str, # gets `model.pth` and `card.json`
     net:BinNet, # trained
     card:ModelCard, # its card; the hash of the weights is filled in
 )->ModelCard: # the card as written
     "Write weights and card, the card last"
-    from bin_counter.core import write_card
     path = Path(folder)/'model.pth'
     with atomic_write(path, 'wb') as f: torch.save({k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}, f)
     card = replace(card, weights_sha256=file_hash(path))
     write_card(Path(folder)/'card.json', card)
     return card
 
-# %% ../nbs/05_net.ipynb #1ecbcf1d
+# %% ../nbs/05_net.ipynb #0ba72383
 def load_model(
     folder:Path|str, # holds `model.pth` and `card.json`
 )->tuple[BinNet, ModelCard]: # in evaluation mode
     "Read weights and card, refusing a pair that does not belong together"
-    from bin_counter.core import read_card
     folder = Path(folder)
     card = read_card(folder/'card.json')
     if card.weights_sha256 != file_hash(folder/'model.pth'): raise PackageError(f'{folder}: card.json and model.pth do not belong together: copy both from one training run')

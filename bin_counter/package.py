@@ -6,15 +6,15 @@
 __all__ = ['MEMBERS', 'MAX_MEMBER', 'PHOTO_SUFFIXES', 'export_onnx', 'check_parity', 'build_package', 'Package', 'answer_of',
            'count_photo', 'find_photos', 'Counted', 'count_photos', 'write_counts']
 
-# %% ../nbs/09_package.ipynb #77812d2e
-import glob, gzip, io, json, os, tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+# %% ../nbs/09_package.ipynb #2c66c505
+import glob, gzip, io, json, tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from .core import (ConfigError, Counts, DataError, ModelCard, PackageError, PhotoError, atomic_write, bytes_hash, make_answer,
-                              os_error, progress, read_card, write_card, write_csv)
-from .model import preprocess, preprocess_bytes
+from .core import Counts, DataError, ModelCard, PackageError, PhotoError, atomic_write, bytes_hash, in_threads, make_answer, os_error, write_csv
+from .model import preprocess_bytes
 
 # %% ../nbs/09_package.ipynb #1d281c78
 def _anonymous(proto):
@@ -217,7 +217,7 @@ class Counted:
     answer:dict|None # None where the photo could not be counted
     error:str='' # why not
 
-# %% ../nbs/09_package.ipynb #e82a7dbb
+# %% ../nbs/09_package.ipynb #698c6ba8
 def count_photos(
     package:Package, # a counter
     photos:Sequence[Path], # from `find_photos`
@@ -225,22 +225,16 @@ def count_photos(
     batch:int=16, # photos at a time
 )->Iterator[Counted]: # one for each photo, in order
     "Count many photos, in order, without stopping at a bad one"
-    from concurrent.futures import ThreadPoolExecutor
     import numpy as np
     def read(path):
-        try: return preprocess_bytes(path.read_bytes(), package.card.preprocess, str(path)), ''
-        except PhotoError as e: return None, str(e)
-        except OSError as e: return None, str(os_error(e, path))
-    chunks = [photos[i:i + batch] for i in range(0, len(photos), batch)]
-    with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
-        ahead = [pool.submit(lambda c: [read(p) for p in c], c) for c in chunks[:2]]
-        for i, chunk in enumerate(chunks):
-            inputs = ahead.pop(0).result()
-            if i + 2 < len(chunks): ahead.append(pool.submit(lambda c: [read(p) for p in c], chunks[i + 2]))
-            good = [x for x, _ in inputs if x is not None]
-            probs = iter(package.probs(np.stack(good)) if good else ())
-            for path, (x, error) in zip(chunk, inputs):
-                yield Counted(path.stem, path, None if x is None else answer_of(package, next(probs), recorded), error)
+        try: return path, preprocess_bytes(path.read_bytes(), package.card.preprocess, str(path)), ''
+        except PhotoError as e: return path, None, str(e)
+        except OSError as e: return path, None, str(os_error(e, path))
+    inputs = in_threads(read, photos, ahead=3*batch)
+    while chunk := list(islice(inputs, batch)):
+        good = [x for _, x, _ in chunk if x is not None]
+        probs = iter(package.probs(np.stack(good)) if good else ())
+        for path, x, error in chunk: yield Counted(path.stem, path, None if x is None else answer_of(package, next(probs), recorded), error)
 
 # %% ../nbs/09_package.ipynb #91bfb96f
 def write_counts(

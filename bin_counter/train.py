@@ -9,11 +9,10 @@ __all__ = ['PRESETS', 'HISTORY_COLUMNS', 'TrainConfig', 'preset_config', 'Sample
            'fit_temperature', 'KeepRun', 'find_lr', 'fit', 'predict', 'data_hash', 'train_net', 'prediction_columns',
            'write_predictions', 'train', 'config_from_hps', 'main']
 
-# %% ../nbs/06_train.ipynb #d84c5028
+# %% ../nbs/06_train.ipynb #5b811bb7
 import hashlib, json, os, random, shutil, time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,9 +22,9 @@ import torch
 from torch import nn
 
 from .core import (BinCounterError, ConfigError, ContainerPaths, Counts, DataError, ModelCard, PhotoError, Preprocess,
-                              atomic_write, bytes_hash, file_hash, os_error, progress, read_csv, read_json, write_csv, write_json)
+                              atomic_write, bytes_hash, in_threads, os_error, progress, read_json, write_csv, write_json)
 from .model import normalise, softmax, to_square
-from .net import BinNet, ServedNet, Tail, TimmBody, load_model, pretrained_net, save_model
+from .net import BinNet, ServedNet, Tail, TimmBody, pretrained_net, save_model
 from .photo import read_photo
 from .splits import PARTS, SplitRow, channel_photos, read_channels, read_splits
 
@@ -85,11 +84,11 @@ class TrainConfig:
             if not low <= getattr(self, name) <= high: raise ConfigError(f'{name} {getattr(self, name)}: choose {low} to {high}')
         if self.weights == 'none' and self.trained != 'all': raise ConfigError("weights 'none' with a frozen body would freeze noise: pass trained 'all'")
 
-# %% ../nbs/06_train.ipynb #48920646
+# %% ../nbs/06_train.ipynb #f60298d2
 _CHOICES = dict(schedule=('one_cycle', 'constant'), loss=('cross_entropy', 'ordinal'), augment=('none', 'flip', 'light'), pool=('mean', 'meanmax'),
                 monitor=('calibrated_loss', 'valid_loss', 'mae', 'accuracy'), precision=('auto', 'fp32', 'bf16'), fit=('squash', 'pad'))
 _RANGES = dict(epochs=(1, 10_000), batch_size=(2, 4096), lr=(0, 10), body_lr=(0, 1), weight_decay=(0, 1), neighbour=(0, .9), smoothing=(0, .9),
-               mixup=(0, 10), dropout=(0, .95), patience=(0, 10_000))
+               mixup=(0, 10), dropout=(0, .95), patience=(0, 10_000), seed=(0, 2**32 - 1))
 
 # %% ../nbs/06_train.ipynb #6ca58547
 PRESETS = dict(
@@ -187,21 +186,16 @@ def _cache_key(samples, prep, front, views, precision):
         for v in front.state_dict().values(): h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()[:20]
 
-# %% ../nbs/06_train.ipynb #d9103976
+# %% ../nbs/06_train.ipynb #a84d3351
 def _squares(samples, prep):
     "Batches of (start, squares, reasons): decoded by threads, a few batches ahead"
     def one(s):
         try: return to_square(read_photo(s.path, side=prep.size), prep), None
         except PhotoError as e: return np.zeros((prep.size, prep.size, 3), np.uint8), str(e)
-    with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
-        todo, ahead = iter(samples), []
-        for _ in range(4): ahead.append([pool.submit(one, s) for s in islice(todo, 64)])
-        start = 0
-        while ahead[0]:
-            done = [f.result() for f in ahead.pop(0)]
-            ahead.append([pool.submit(one, s) for s in islice(todo, 64)])
-            yield start, np.stack([d[0] for d in done]), {start + i: d[1] for i, d in enumerate(done) if d[1]}
-            start += len(done)
+    done, start = in_threads(one, samples, ahead=256), 0
+    while batch := list(islice(done, 64)):
+        yield start, np.stack([square for square, _ in batch]), {start + i: why for i, (_, why) in enumerate(batch) if why}
+        start += len(batch)
 
 # %% ../nbs/06_train.ipynb #0072d34d
 def has_bf16()->bool:
@@ -234,7 +228,7 @@ def _remaining(samples, prep, done):
     for start, squares, bad in progress(batches, 'reading photos', n, 'batch'):
         yield done + start, squares, {done + i: why for i, why in bad.items()}
 
-# %% ../nbs/06_train.ipynb #edb97f6a
+# %% ../nbs/06_train.ipynb #81007d52
 def _new_array(path, views, n, batch):
     "An empty memory-mapped array, refused where the disk has no room for it"
     shape = (views, n, *batch.shape[1:])
@@ -243,8 +237,13 @@ def _new_array(path, views, n, batch):
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
         if need > free: raise DataError(f'{path.parent}: the cache needs {need/1e9:.1f} GB and {free/1e9:.1f} GB are free: free some space, choose another run folder, or train fewer blocks')
-        return np.lib.format.open_memmap(path, 'w+', batch.dtype, shape)
-    except OSError as e: raise os_error(e, path) from e
+        array = np.lib.format.open_memmap(path, 'w+', batch.dtype, shape)
+        if hasattr(os, 'posix_fallocate'): # take the room now: a memory map on a disk that fills up later kills the process
+            with open(path, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+        return array
+    except OSError as e:
+        path.unlink(missing_ok=True)
+        raise os_error(e, path) from e
 
 # %% ../nbs/06_train.ipynb #8f10bce3
 def build_cache(
@@ -466,12 +465,12 @@ def _row(self:KeepRun):
     values = [self.epoch, self.sums[0]/self.sums[1], *valid, calibrated, float(self.opt.hypers[-1]['lr']), time.time() - self.started]
     return dict(zip(HISTORY_COLUMNS, values))
 
-# %% ../nbs/06_train.ipynb #2ee82b74
+# %% ../nbs/06_train.ipynb #4cdc54af
 @patch
 def after_epoch(self:KeepRun):
     if not self.sums[1]: return # an epoch that a resumed run skipped
     row, s = self._row(), self.state
-    if not np.isfinite(row['train_loss']): raise BinCounterError(f"the loss is {row['train_loss']} in epoch {self.epoch}: lower the learning rate (lr {self.opt.hypers[-1]['lr']:.2g})")
+    if not np.isfinite([row['train_loss'], row['calibrated_loss']]).all(): raise BinCounterError(f"the loss is no number in epoch {self.epoch + 1}: lower the learning rate (lr {self.opt.hypers[-1]['lr']:.2g})")
     score = -row['accuracy'] if self.monitor == 'accuracy' else row[self.monitor]
     s['rows'], s['epoch'] = [*s['rows'], row], self.epoch
     better = s['best_epoch'] < 0 or score < s['score']
@@ -616,11 +615,12 @@ def _loaders(cache, samples, card, config):
     return (CacheLoader(rows=rows, targets=soft, train=True, augment=config.augment, drop_last=len(rows) > config.batch_size, **common),
             CacheLoader(rows=held, targets=soft_targets(y[held], k), train=False, **common))
 
-# %% ../nbs/06_train.ipynb #757a69dc
+# %% ../nbs/06_train.ipynb #63314f1f
 def train_net(
     samples:Sequence[Sample], # all parts; test photos are not touched here
     config:TrainConfig, # settings
-    work:Path|str, # for cache, checkpoint and history
+    work:Path|str, # for cache and checkpoint
+    history:Path|str, # `history.csv` to write
     log:Callable=print, # gets progress lines
 )->tuple[BinNet, ModelCard, dict]: # trained network, its card, and what happened
     "Train a counter, choosing the epoch on validation"
@@ -636,7 +636,7 @@ def train_net(
     views = ('plain',) if config.augment == 'none' else ('plain', 'flip')
     cache = build_cache(seen, card.preprocess, front if k else None, work/'cache', views, config.precision)
     key = bytes_hash(json.dumps([asdict(config), data_hash(seen), card.to_dict()], sort_keys=True).encode())
-    keep = KeepRun(work/'checkpoints'/'last.pth', key, work/'history.csv', config.monitor, config.patience, log)
+    keep = KeepRun(work/'checkpoints'/'last.pth', key, history, config.monitor, config.patience, log)
     state = fit(make_learner(tail, *_loaders(cache, seen, card, config), config), config, keep)
     tail.load_state_dict(state['best'])
     skipped = [dict(id=seen[i].id, reason=why) for i, why in cache.bad.items()]
@@ -658,19 +658,20 @@ def write_predictions(
                                **{f'p{n}': f'{v:.6f}' for n, v in zip(counts.names, p)})
     write_csv(path, [row(s, p) for s, p in zip(samples, probs, strict=True) if not np.isnan(p).any()], prediction_columns(counts))
 
-# %% ../nbs/06_train.ipynb #5d043b35
+# %% ../nbs/06_train.ipynb #56d60b30
 def train(
     samples:Sequence[Sample], # all parts, from `read_samples` or `channel_samples`
     config:TrainConfig, # settings
-    out:Path|str, # gets model.pth, card.json, predictions.csv, history.csv, skipped.csv
+    out:Path|str, # gets history.csv, predictions.csv and skipped.csv
+    model:Path|str|None=None, # gets model.pth and card.json; default `out`
     work:Path|str|None=None, # for cache and checkpoints; default `out`
     data_licence:str='', # licence of the photos, for the card
     log:Callable=print, # gets progress lines
 )->ModelCard: # as written beside the weights
     "Train, calibrate on validation, predict validation and test, and write it all"
-    out, work = Path(out), Path(work or out)
-    _tidy(out, work, work/'cache', work/'checkpoints')
-    net, card, info = train_net(samples, config, work, log)
+    out, model, work = Path(out), Path(model or out), Path(work or out)
+    _tidy(out, model, work, work/'cache', work/'checkpoints')
+    net, card, info = train_net(samples, config, work, out/'history.csv', log)
     held = [s for s in samples if s.part in ('valid', 'test')]
     logits, bad = predict(net, card, held)
     y = np.array([card.counts.index(s.label) for s in held])
@@ -682,9 +683,8 @@ def train(
     skipped = info['skipped'] + [dict(id=held[i].id, reason=why) for i, why in bad.items() if held[i].part == 'test']
     write_csv(out/'skipped.csv', skipped, ['id', 'reason'])
     if skipped: log(f'{len(skipped)} photos could not be read and were left out: see {out/"skipped.csv"}')
-    if work != out: shutil.copyfile(work/'history.csv', out/'history.csv')
     write_predictions(out/'predictions.csv', held, softmax(logits, card.temperature), card.counts)
-    return save_model(out, net, card)
+    return save_model(model, net, card)
 
 # %% ../nbs/06_train.ipynb #b20ab922
 def config_from_hps(
@@ -703,16 +703,20 @@ def config_from_hps(
     given = {k: value(k, v) for k, v in hps.items() if k in types}
     return preset_config(given.pop('preset', 'best'), **given)
 
-# %% ../nbs/06_train.ipynb #b11ede92
+# %% ../nbs/06_train.ipynb #2a8b92f6
+def _container_samples(channels):
+    "Samples from whichever channels a container was given"
+    if 'splits' in channels and 'data' in channels: return read_samples(channels['splits']/'splits.csv', channels['data'])
+    if {'train', 'valid'} <= set(channels): return channel_samples(channels)
+    raise ConfigError('no photos to train on: set SM_CHANNEL_TRAIN and SM_CHANNEL_VALID (folders of counts), or SM_CHANNEL_SPLITS and SM_CHANNEL_DATA')
+
 def main(
     env:Mapping[str, str]=os.environ, # `SM_*` variables
 ):
     "Train as a container's entry point"
     paths = ContainerPaths.from_env(env)
-    config = config_from_hps(json.loads(env.get('SM_HPS') or '{}'))
-    if 'splits' in paths.channels: samples = read_samples(paths.channels['splits']/'splits.csv', paths.channels['data'])
-    else: samples = channel_samples(paths.channels)
-    card = train(samples, config, paths.output, work=paths.checkpoints, data_licence=env.get('BIN_COUNTER_DATA_LICENCE', ''))
-    paths.model.mkdir(parents=True, exist_ok=True)
-    for name in ('model.pth', 'card.json'): shutil.copyfile(paths.output/name, paths.model/name)
+    try: hps = json.loads(env.get('SM_HPS') or '{}')
+    except ValueError as e: raise ConfigError(f'SM_HPS is not JSON ({e}): write it as {{"epochs": 3}}') from e
+    config = config_from_hps(hps)
+    card = train(_container_samples(paths.channels), config, paths.output, paths.model, paths.checkpoints, env.get('BIN_COUNTER_DATA_LICENCE', ''))
     print(f'wrote {paths.model}/model.pth and card.json ({card.arch}, counts {card.counts})')

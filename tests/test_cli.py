@@ -1,11 +1,10 @@
 "Commands as a shell runs them: exit status, one line on bad input, nothing half-written, stages that are skipped."
-import csv, json, os, shutil, subprocess, sys
-from pathlib import Path
+import csv, json, shutil, subprocess, sys
 
 import pytest
 
 from bin_counter import cli
-from bin_counter.core import read_csv, read_json, read_manifest, write_manifest
+from bin_counter.core import read_csv, read_json
 
 TINY = dict(arch='squeezenet1_1', weights='none', size=64, epochs=1, batch_size=16)
 
@@ -60,6 +59,25 @@ def test_photos_keep_their_part_when_more_arrive(bins, tmp_path):
     assert len(after) > len(before) and all(after[i] == p for i, p in before.items())
 
 
+def test_other_ratios_split_anew(bins, tmp_path):
+    out = tmp_path/'run'
+    cli._index(bins, out)
+    shares = lambda: {p: sum(r['part'] == p for r in read_csv(out/'splits.csv')) for p in ('train', 'valid', 'test')}
+    cli.bin_split(out=str(out), data=None)
+    first = shares()
+    cli.bin_split(out=str(out), data=None, ratios='40/30/30')
+    assert first['train'] > .6*sum(first.values()) and shares()['train'] < .5*sum(first.values())
+
+
+def test_the_licence_of_the_photos_reaches_the_card(run, bins):
+    assert (bins/'LICENCE.txt').read_text().strip() == read_json(run/'card.json')['data_licence'] != ''
+
+
+def test_bin_explore_draws_its_figures(bins, tmp_path):
+    cli.bin_explore(data=str(bins), out=str(tmp_path/'look'))
+    assert {p.name for p in (tmp_path/'look/figures').iterdir()} == {'samples.png', 'classes.svg', 'sizes.svg', 'light.svg', 'pairs.svg'}
+
+
 def break_manifest(folder, change):
     "A data folder whose metadata were changed"
     for p in (folder/'metadata').iterdir():
@@ -80,8 +98,8 @@ def drop(folder):
     ('an empty class', lambda f: break_manifest(drop(f), lambda p, d: d.update(EXPECTED_QUANTITY=min(4, d['EXPECTED_QUANTITY']))), 'count 5'),
     ('all labels outside', lambda f: break_manifest(drop(f), lambda p, d: d.update(EXPECTED_QUANTITY=70)), 'fewer than the 5 classes'),
     ('fewer photos than classes', lambda f: [p.unlink() for p in sorted((drop(f)/'bin-images').iterdir())[3:]], 'fewer than the 5 classes'),
-    ('every photo damaged', lambda f: [p.write_bytes(b'x') for p in (drop(f)/'bin-images').iterdir()], ''),
-    ('every metadata invalid', lambda f: [p.write_text('{') for p in (drop(f)/'metadata').iterdir()], ''),
+    ('every photo damaged', lambda f: [p.write_bytes(b'x') for p in (drop(f)/'bin-images').iterdir()], 'photos can be used (first: 00000, '),
+    ('every metadata invalid', lambda f: [p.write_text('{') for p in (drop(f)/'metadata').iterdir()], 'photos can be used (first: 00000, '),
 ])
 def test_bad_data_ends_bin_run_in_one_line(name, spoil, why, bins, tmp_path, capsys, monkeypatch):
     shutil.copytree(bins, tmp_path/'bins')

@@ -11,7 +11,8 @@ from PIL import Image
 from bin_counter.core import BinRecord, ConfigError, DataError, read_csv
 from bin_counter.explore import (BinPair, blur, find_pairs, format_quality, measure_photos, near_duplicates, phash, plot_balance, plot_light, plot_pairs,
                                  plot_samples, plot_sizes, quality_report, unpadded_ids)
-from bin_counter.synth import draw_bin, draw_bins
+from bin_counter.scene import draw_bin
+from bin_counter.synth import draw_bins
 
 
 @pytest.fixture

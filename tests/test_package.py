@@ -1,6 +1,5 @@
 "Packages that are damaged, hostile or contradict themselves; rebuilds to the byte; answers equal to torch."
 import io, json, subprocess, sys, tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
 "What holds for the project as a whole: import order, light imports, the shape of the notebooks, and the commands' help."
-import ast, json, os, re, statistics, subprocess, sys, time
+import ast, json, re, statistics, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))
-SHARED = {'core', 'photo', 'splits', 'model', 'net'} # what a stage may import; everything else is a stage
+SHARED = {'core', 'photo', 'figure', 'splits', 'scene', 'model', 'net'} # what a stage may import; everything else is a stage
 
 
 def cells(path): return json.loads(path.read_text())['cells']
@@ -40,7 +40,7 @@ def test_a_module_imports_only_earlier_ones_and_a_stage_no_stage(name):
 
 
 @pytest.mark.parametrize('name, allowed', [
-    ('core', set()), ('photo', set()), ('splits', set()), ('data', set()), ('synth', set()), ('explore', set()), ('balance', set()), ('model', set()),
+    ('core', set()), ('photo', set()), ('figure', set()), ('splits', set()), ('data', set()), ('scene', set()), ('synth', set()), ('explore', set()), ('balance', set()), ('model', set()),
     ('package', set()), ('evaluate', {'numpy'}), ('cli', {'fastcore'}), ('net', {'torch', 'torchvision'}), ('train', {'numpy', 'torch', 'fastai', 'fastcore'})])
 def test_third_party_at_import(name, allowed):
     assert imports(name)[1] <= allowed
@@ -50,16 +50,9 @@ def run(code): return subprocess.run([sys.executable, '-c', code], capture_outpu
 
 
 def test_import_is_light():
-    "The package itself costs at most 50 ms, and neither it nor the light stages load anything heavy"
-    def best(code):
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            run(code)
-            times.append(time.perf_counter() - start)
-        return min(times)
-    assert best('import bin_counter') - best('pass') < .05
-    heavy = run('import sys, bin_counter, bin_counter.core, bin_counter.data, bin_counter.balance, bin_counter.package\n'
+    "The package itself loads nothing but itself, and the light stages nothing heavy"
+    assert run('import sys; before = set(sys.modules); import bin_counter; print(sorted(set(sys.modules) - before))').strip() == "['bin_counter']"
+    heavy = run('import sys, bin_counter, bin_counter.core, bin_counter.data, bin_counter.synth, bin_counter.figure, bin_counter.balance, bin_counter.package\n'
                 'print([m for m in ("torch", "numpy", "PIL", "cv2", "boto3", "fastai", "matplotlib", "onnxruntime") if m in sys.modules])')
     assert heavy.strip() == '[]'
 
@@ -74,7 +67,7 @@ def test_a_notebook_can_be_read(path):
     assert path.stat().st_size <= 150_000
     assert 25 <= len(all_cells) <= 130
     assert max(lengths) <= 40 and statistics.median(lengths) <= 12
-    assert len(prose) >= .9*len(out)
+    assert len(prose) >= len(out)
     assert len({c['id'] for c in all_cells}) == len(all_cells)
 
 

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from bin_counter.core import ConfigError, DataError, file_hash, read_csv, read_manifest
-from bin_counter.synth import LEVELS, Look, draw_bin, draw_bins
+from bin_counter.scene import LEVELS, Look, draw_bin
+from bin_counter.synth import draw_bins
 
 
 def hashes(folder):
@@ -115,10 +116,10 @@ def test_every_item_is_in_view(level, count):
 def test_an_item_changes_the_photo_where_its_box_says():
     "The drawing itself, not only the plan: taking out the last item changes the pixels in its box"
     import numpy as np
-    from bin_counter.synth import _plan_bin, _rng, _shoot
+    from bin_counter.scene import named_rng, plan_bin, shoot
     for seed in range(12):
-        scene = _plan_bin(_rng(seed, 'x'), 4, 224, Look(noise=0), seed)
-        (full, items), (less, _) = (_shoot(scene, n, _rng(seed, 'y')) for n in (4, 3))
+        scene = plan_bin(named_rng(seed, 'x'), 4, 224, Look(noise=0), seed)
+        (full, items), (less, _) = (shoot(scene, n, named_rng(seed, 'y')) for n in (4, 3))
         change = abs(np.asarray(full, float) - np.asarray(less, float)).max(2)
         x0, y0, x1, y1 = items[-1].box
         assert (change[y0:y1, x0:x1] > 10).mean() > .15

@@ -1,16 +1,15 @@
 "Training under kill -9, full disks and unreadable photos; the container's entry point in both layouts."
 import errno, json, os, shutil, signal, subprocess, sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from bin_counter.core import Counts, DataError, Preprocess, read_csv, read_manifest, write_json
+from bin_counter.core import DataError, Preprocess, read_csv, read_manifest
 from bin_counter.model import preprocess_file
 from bin_counter.net import load_model
 from bin_counter.splits import SplitRow, write_channels, write_splits
-from bin_counter.train import CacheLoader, KeepRun, build_cache, main, preset_config, read_samples, soft_targets, train
+from bin_counter.train import CacheLoader, build_cache, main, preset_config, read_samples, soft_targets, train
 
 
 @pytest.fixture(scope='module')
@@ -159,11 +158,12 @@ def test_training_sees_what_serving_sees(fit, bins, split, tmp_path):
                                            ('resnet10t', 'head'), ('resnet10t', '1'), ('test_vit', 'upper')])
 def test_every_kind_of_body_trains_and_ships(arch, trained, bins, split, tmp_path):
     "torchvision and timm, convolutional and transformer; the frozen part stays as it was"
-    from bin_counter.net import BinNet, _body, build_net
+    from bin_counter.net import build_net
     from bin_counter.core import ModelCard
     size = 160 if arch == 'test_vit' else 64
     torch.manual_seed(1)
     body = build_net(ModelCard(arch))
+    body.train()(torch.randn(16, 3, size, size)), body.eval() # statistics as after training: identity ones would mean folded weights
     torch.save(body.state_dict(), tmp_path/'w.pth')
     config = preset_config('best', arch=arch, weights=str(tmp_path/'w.pth'), trained=trained, size=size, epochs=1, batch_size=32, views=('plain',))
     samples = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 70]
@@ -174,6 +174,10 @@ def test_every_kind_of_body_trains_and_ships(arch, trained, bins, split, tmp_pat
     total = [k for k in before if k.startswith('body.') and k.endswith('weight')]
     assert (not changed) if trained == 'head' else changed
     if trained not in ('head', 'all'): assert len(changed) < len(total), 'the lower part should not have moved'
+    parent = lambda k: k.rsplit('.', 2)[0]
+    moved = set(map(parent, changed))
+    stats = {parent(k) for k in before if k.endswith('running_mean') and not torch.equal(before[k], after[k])}
+    assert stats <= moved, 'batch norms of the frozen part should keep their statistics'
     if trained == 'all': assert len(changed) > .9*len(total)
 
 
@@ -200,3 +204,27 @@ def test_a_weights_file_cannot_run_code(tmp_path):
     torch.save(dict(w=Evil()), tmp_path/'evil.pth')
     with pytest.raises(ModelError, match='not a file of plain weights'): load_state(tmp_path/'evil.pth')
     assert not (tmp_path/'ran').exists()
+
+
+def test_training_again_from_own_weights_keeps_their_conventions(bins, split, tmp_path):
+    "Folded weights of a MobileNet want Keras' scaling and padding, in their own file too"
+    from bin_counter.net import build_net, pretrained_net
+    from bin_counter.core import ModelCard
+    torch.manual_seed(2)
+    state = {k: v for k, v in build_net(ModelCard('mobilenet_v2')).state_dict().items()}
+    torch.save(state, tmp_path/'model.pth') # identity statistics, as folding leaves them
+    net, card = pretrained_net(ModelCard('mobilenet_v2'), str(tmp_path/'model.pth'))
+    assert card.net['norm'] == 'still' and card.net['padding'] == 'right' and card.preprocess.mean == (.5, .5, .5)
+    assert any(type(m).__name__ == 'RightPadConv2d' for m in net.modules())
+
+
+def test_a_loss_that_is_no_number_ends_in_one_line(bins, split, tmp_path):
+    from bin_counter.core import BinCounterError
+    config = preset_config('best', arch='squeezenet1_1', weights='none', size=64, epochs=1, batch_size=16, lr=10., schedule='constant', precision='fp32')
+    with pytest.raises(BinCounterError, match='is no number in epoch'): train(_poisoned(read_samples(split/'splits.csv', bins)), config, tmp_path/'run', log=lambda l: None)
+
+
+def _poisoned(samples):
+    "Weights so large that the loss overflows"
+    from dataclasses import replace
+    return [replace(s, weight=3e38) for s in samples]

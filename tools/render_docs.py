@@ -2,7 +2,7 @@
 
     python tools/render_docs.py
 """
-import html, json, re
+import html, re
 from pathlib import Path
 
 import nbformat
