@@ -6,7 +6,7 @@
 __all__ = ['REMEDIES', 'parse_ratios', 'SkippedRow', 'Split', 'split_bins', 'leak_report', 'format_leak', 'balance_rows',
            'count_table', 'plot_balance_effect']
 
-# %% ../nbs/04_balance.ipynb #3e3a6ba9
+# %% ../nbs/04_balance.ipynb #1494a075
 import hashlib, itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from .core import BinRecord, ConfigError, Counts, DataError, text_table
 from .figure import BLUE, GREY, INK, bare_axes
-from .splits import PARTS, SplitRow
+from .splits import EXTRA, PARTS, SplitRow
 
 # %% ../nbs/04_balance.ipynb #cd1ff53b
 def parse_ratios(
@@ -53,7 +53,7 @@ class SkippedRow:
     id:str # name of the photo
     reason:str # why, in words
 
-# %% ../nbs/04_balance.ipynb #7839cc2c
+# %% ../nbs/04_balance.ipynb #852d7965
 @dataclass(frozen=True, slots=True)
 class Split:
     "A split, and what was left out of it"
@@ -61,10 +61,11 @@ class Split:
     skipped:list[SkippedRow] # photos without one
 
     def __str__(self):
-        n, parts = len(self.rows), Counter(r.part for r in self.rows)
+        n, parts = sum(r.part != EXTRA for r in self.rows), Counter(r.part for r in self.rows)
         kept = ', '.join(f'{p} {parts[p]:,} ({parts[p]/max(n, 1):.1%})' for p in PARTS)
         why = Counter(s.reason for s in self.skipped)
-        return '\n'.join([f'{n:,} photos in {len({r.group for r in self.rows}):,} groups: {kept}'] + [f'left out {k:,}: {w}' for w, k in why.items()])
+        extra = [f'beside them {parts[EXTRA]:,} photos of other counts, to learn from'] if parts[EXTRA] else []
+        return '\n'.join([f'{n:,} photos in {len({r.group for r in self.rows if r.part != EXTRA}):,} groups: {kept}', *extra] + [f'left out {k:,}: {w}' for w, k in why.items()])
 
 # %% ../nbs/04_balance.ipynb #0e9b5b6f
 def _check_records(records, counts):
@@ -84,10 +85,10 @@ def _check_train(rows, counts):
     lacking = [n for i, n in enumerate(counts.names) if i not in seen]
     if lacking: raise DataError(f'no photo of count {", ".join(lacking)} in train: fetch more of it, or choose other counts than {counts}')
 
-# %% ../nbs/04_balance.ipynb #0fb8d5b8
+# %% ../nbs/04_balance.ipynb #6eecec20
 def _parts_before(records, previous):
     "Part of each photo that was placed before, and the set of parts of each group of today"
-    old, parts = {r.id: r.part for r in previous or ()}, defaultdict(set)
+    old, parts = {r.id: 'train' if r.part == EXTRA else r.part for r in previous or ()}, defaultdict(set)
     for r in records:
         if r.id in old: parts[r.group].add(old[r.id])
     return old, parts
@@ -99,10 +100,10 @@ def _find_place(record, ratios, by, seed, old, parts):
     if by == 'random' or not parts[record.group]: return _place(_unit(seed, record.id if by == 'random' else record.group), ratios)
     return next(iter(parts[record.group])) if len(parts[record.group]) == 1 else sorted(parts[record.group])
 
-# %% ../nbs/04_balance.ipynb #b65b6835
+# %% ../nbs/04_balance.ipynb #6d1e0b6f
 def split_bins(
     records:Iterable[BinRecord], # photos to split, ids unique
-    counts:Counts=Counts(), # counts that the model will tell apart; other photos are left out
+    counts:Counts=Counts(), # counts that the model will tell apart
     ratios:Sequence[float]=(.7, .2, .1), # shares of train, valid and test, summing to 1
     by:str='group', # 'group' keeps related photos together; 'random' does not, for comparison with published numbers
     seed:int=0, # another seed gives another split
@@ -114,12 +115,12 @@ def split_bins(
     inside, previous = _check_records(records, counts), list(previous or ())
     ids, keep = {r.id for r in records}, {r.id for r in inside}
     (old, parts), rows = _parts_before(records, previous), []
-    skipped = [SkippedRow(r.id, f'outside of the counts {counts}') for r in records if r.id not in keep]
-    skipped += [SkippedRow(r.id, 'in the earlier split, no longer in the manifest') for r in previous if r.id not in ids]
-    for r in inside:
-        part = _find_place(r, ratios, by, seed, old, parts)
-        if isinstance(part, str): rows.append(SplitRow(r.id, r.label, r.group, part))
-        else: skipped.append(SkippedRow(r.id, f'joins groups of {" and ".join(part)}'))
+    skipped = [SkippedRow(r.id, 'in the earlier split, no longer in the manifest') for r in previous if r.id not in ids]
+    for r in records:
+        part, other = _find_place(r, ratios, by, seed, old, parts), r.id not in keep
+        if not isinstance(part, str): skipped.append(SkippedRow(r.id, f'joins groups of {" and ".join(part)}'))
+        elif other and part != 'train': skipped.append(SkippedRow(r.id, f'outside of the counts {counts}, and its place is among the {part} photos'))
+        else: rows.append(SplitRow(r.id, r.label, r.group, EXTRA if other else part))
     _check_train(rows, counts)
     return Split(rows, skipped)
 
@@ -134,16 +135,16 @@ def _families(used, records, duplicates):
     pairs = {f'{a} and {b}': [a, b] for a, b in sorted(pairs) if a != b and a in used and b in used}
     return dict(groups=groups, asins=asins, near_duplicates=pairs)
 
-# %% ../nbs/04_balance.ipynb #9b2a406c
+# %% ../nbs/04_balance.ipynb #a2c59d14
 def _touched(families, used, part):
     "Photos of `part` with a relative in train, each with that relative"
     out = {}
     for ids in families.values():
-        seen = next((i for i in ids if used[i].part == 'train'), None)
+        seen = next((i for i in ids if used[i].part in ('train', EXTRA)), None)
         if seen is not None: out.update({i: seen for i in ids if used[i].part == part})
     return out
 
-# %% ../nbs/04_balance.ipynb #d5ac5440
+# %% ../nbs/04_balance.ipynb #29464cf2
 def leak_report(
     rows:Iterable[SplitRow], # any split
     records:Iterable[BinRecord], # what is known about the photos: groups and products
@@ -154,7 +155,7 @@ def leak_report(
     used = {r.id: r for r in rows if r.repeats}
     families, sizes = _families(used, records, duplicates), Counter(r.part for r in used.values())
     out = dict(photos={p: sizes[p] for p in PARTS}, visible=any(len(ids) > 1 for f in families.values() for ids in f.values()), examples=[])
-    for kind, f in families.items(): out[kind] = dict(total=len(f), across=sum(len({used[i].part for i in ids}) > 1 for ids in f.values()))
+    for kind, f in families.items(): out[kind] = dict(total=len(f), across=sum(len({used[i].part.replace(EXTRA, 'train') for i in ids}) > 1 for ids in f.values()))
     for part in PARTS[1:]:
         touched = {kind: _touched(f, used, part) for kind, f in families.items()}
         every = {i: (seen, kind) for kind in reversed(touched) for i, seen in touched[kind].items()}

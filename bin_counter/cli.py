@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TRAIN_EXTRA', 'OPTIONS', 'command', 'bin_data', 'bin_synth', 'bin_explore', 'bin_split', 'bin_train', 'bin_evaluate',
-           'bin_compare', 'bin_package', 'Stages', 'bin_run', 'bin_count']
+           'bin_compare', 'bin_package', 'Stages', 'bin_run', 'bin_tune', 'bin_count', 'bin_audit', 'bin_labels']
 
-# %% ../nbs/20_cli.ipynb #8ae2b89b
+# %% ../nbs/20_cli.ipynb #1775d600
 import functools, json, os, shlex, sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcore.script import anno_parser
 
-from .core import BinCounterError, ConfigError, Counts, DataError, bytes_hash, file_hash, read_csv, read_json, read_manifest, write_csv, write_json
+from .core import BinCounterError, ConfigError, Counts, DataError, atomic_write, bytes_hash, file_hash, read_csv, read_json, read_manifest, write_csv, write_json
 
 # %% ../nbs/20_cli.ipynb #7af4e7b8
 def _parser(func, required=(), many=()):
@@ -372,6 +372,45 @@ def bin_run(
     hps = {**{k: v for k, v in given.items() if v is not None}, 'preset': preset, **(_settings(set) if set else {})}
     return _run_all(Path(data), Path(out), hps, split, ratios, balance or ('undersample' if preset == 'classic' else 'none'), data_licence, dry_run)
 
+# %% ../nbs/20_cli.ipynb #600fe237
+def _tune_split(data, out, counts, ratios, balance, seed):
+    "Index and split for a search, skipped where they are done"
+    from bin_counter.balance import parse_ratios
+    parse_ratios(ratios)
+    if not data.is_dir(): raise DataError(f'{data}: no such folder: make one with bin_data or bin_synth')
+    stages, how = Stages(out), dict(by='group', ratios=ratios, balance=balance, seed=seed, counts=str(counts))
+    stages.run('index', [_listing(data)], ['manifest.csv'], lambda: _index(data, out))
+    stages.run('split', [_hash(out/'manifest.csv'), how], ['splits.csv', 'leak.json'], lambda: _split(out, counts, 'group', ratios, balance, seed))
+
+# %% ../nbs/20_cli.ipynb #fda47d3e
+@command(required=('data', 'out'), many=('space',))
+def bin_tune(
+    data:str=None, # data folder: bin-images/, metadata/
+    out:str=None, # folder for trials.csv, best.json, study.db and figures/
+    trials:int=20, # trials in all, those of earlier calls included
+    space:str=None, # what to search: lr=1e-4..1e-2 'batch_size=32|64' size=96, for any setting of TrainConfig; default: what matters most for the preset
+    preset:str='best', # 'classic' or 'best'
+    arch:str=None, # as in bin_run, unless it is searched; default resnet18
+    weights:str=None, # 'imagenet' (downloaded), 'none', or a file; default imagenet
+    counts:str='1-5', # counts to tell apart: 1-5, 0-5, or 1-6+
+    ratios:str='70/20/10', # shares of train, valid and test
+    balance:str=None, # none, undersample, oversample or weights; default: undersample for classic, none for best
+    objective:str='calibrated_loss', # what to search for: calibrated_loss, valid_loss, mae or accuracy, on validation
+    minutes:float=None, # begin no further trial after so long
+    seed:int=0, # of split, weights, order and search
+):
+    "Search for settings on the validation photos; run it again to go on where it stopped"
+    from bin_counter.cache import read_samples
+    from bin_counter.tune import format_trials, plan_tune, tune
+    data, out, balance = Path(data), Path(out), balance or ('undersample' if preset == 'classic' else 'none')
+    settings = {k: v for k, v in dict(preset=preset, arch=arch, weights=weights, counts=counts, seed=seed).items() if v is not None}
+    plan_tune(space or (), settings, objective, trials, minutes)
+    _tune_split(data, out, Counts.parse(counts), ratios, balance, seed)
+    rows = tune(read_samples(out/'splits.csv', data), out, space or (), settings, trials, objective, minutes)
+    print(f'\n{format_trials(rows, objective)}\nwrote {out}/trials.csv, {out}/best.json and {out}/figures/')
+    print('The best of many flatters, on the photos that it was chosen by. The honest figure is that of the test photos, after one run:')
+    print('next: ' + _typed(dict(data=data, out=out/'run', ratios=ratios, balance=balance) | read_json(out/'best.json')))
+
 # %% ../nbs/20_cli.ipynb #0f2dc3c0
 def _words(c):
     "One photo's answer as a line"
@@ -398,7 +437,23 @@ def _counted(out, named, csv):
     if bad: print(f'{len(bad):,} of {len(out):,} photos could not be counted', file=sys.stderr)
     return int(len(bad) == len(out) or any(c.path in named for c in bad))
 
-# %% ../nbs/20_cli.ipynb #f2b2ea13
+# %% ../nbs/20_cli.ipynb #ee0c957c
+def _explain(package, photos, path):
+    "A photo with the places that spoke for its count, as PNG"
+    from bin_counter.figure import heat_photo
+    from bin_counter.model import preprocess
+    from bin_counter.package import answer_of
+    from bin_counter.photo import read_photo
+    if len(photos) != 1: raise ConfigError(f'--explain draws one photo, and {len(photos)} were named: name one')
+    if Path(path).suffix.lower() != '.png': raise ConfigError(f'--explain {path}: name a .png file')
+    photo = read_photo(photos[0])
+    x = preprocess(photo, package.card.preprocess)
+    k = package.card.counts.index(answer_of(package, package.probs(x[None])[0])['count'])
+    picture = heat_photo(photo, package.heat(x, k))
+    with atomic_write(path, 'wb') as f: picture.save(f, 'PNG')
+    print(f'wrote {path}', file=sys.stderr)
+
+# %% ../nbs/20_cli.ipynb #2d8144e8
 @command(required=('package',), many=('paths',))
 def bin_count(
     paths:str, # photos, glob patterns, or folders (the bucket's layout, or just photos)
@@ -406,11 +461,13 @@ def bin_count(
     recorded:int=None, # quantity in the inventory record, to be checked
     csv:str=None, # write id,count,p1..p5 to this file
     json:bool=False, # print one JSON object a photo
+    explain:str=None, # write a picture to this file (.png): where the counter looked; for one photo
 ):
     "Count the items in photos of bins"
     from bin_counter.package import Package, count_photos, find_photos, write_counts
     if recorded is not None and recorded < 0: raise ConfigError(f'--recorded {recorded}: a quantity is 0 or more')
     p, photos = Package.load(package), find_photos(paths)
+    if explain: _explain(p, photos, explain)
     out = list(_progressed(count_photos(p, photos, recorded), len(photos)))
     if csv: write_counts(csv, out, p.card.counts)
     for c in out:
@@ -418,3 +475,50 @@ def bin_count(
         elif json: print(_json_line(c))
         elif not csv: print(_words(c))
     return _counted(out, {Path(x) for x in paths}, csv)
+
+# %% ../nbs/20_cli.ipynb #ce897986
+@command(required=('package', 'data', 'out'))
+def bin_audit(
+    package:str=None, # model.tar.gz
+    data:str=None, # data folder: bin-images/, and the records in metadata/ or manifest.csv
+    false_alarms:float=0.05, # share of right records that may raise an alarm
+    out:str=None, # table to write, usually mismatches.csv
+):
+    "Rank the bins whose record is probably wrong"
+    from bin_counter.audit import alarm_threshold, audit_photos, format_audit, read_records, write_mismatches
+    from bin_counter.package import Package, count_photos, find_photos
+    p = Package.load(package)
+    threshold, records, photos = alarm_threshold(p.card, false_alarms), read_records(data), find_photos([data])
+    counted = _progressed(count_photos(p, photos), len(photos))
+    rows = audit_photos(((c.id, c.answer or c.error.removeprefix(f'{c.path}: ')) for c in counted), records, p.card.counts, threshold)
+    write_mismatches(out, rows)
+    if all(r.p_mismatch is None for r in rows): raise DataError(f'none of {len(rows):,} bins could be judged: {out} says why')
+    print(f'{format_audit(rows, threshold, false_alarms)}\nwrote {out}\nnext: look into the bins from the top of the table, the most suspicious first')
+
+# %% ../nbs/20_cli.ipynb #1f2a37ba
+@command(required=('predictions', 'data', 'out'), many=('predictions',))
+def bin_labels(
+    predictions:str=None, # predictions.csv of one run or several; each photo predicted by a counter that has not seen it
+    data:str=None, # data folder, for the photos of the suspects
+    out:str=None, # folder for suspects.csv and suspects.png
+    share:float=0.05, # list at most this share of the photos
+    score:str='self_confidence', # or normalized_margin, which finds more mistakes by one where the counter is good
+    splits:str=None, # splits.csv of a run: also write one in which suspects of the training part weigh less
+    weight:float=0.3, # factor on their weight
+):
+    "List the records that fit their photo worst, for a person to check"
+    from bin_counter.figure import save_figure
+    from bin_counter.labels import down_weight, find_suspects, format_suspects, plot_suspects, read_held_out, write_suspects
+    from bin_counter.splits import read_splits, write_splits
+    if splits and Path(splits).resolve() == (Path(out)/'splits.csv').resolve(): raise ConfigError(f'--out {out} holds the split itself: choose another folder')
+    before = read_splits(splits) if splits else []
+    held = read_held_out([predictions] if isinstance(predictions, str) else predictions)
+    suspects = find_suspects(held, share, score)
+    after, sheet = down_weight(before, suspects, weight), Path(out)/'suspects.png'
+    figure = plot_suspects(suspects, data, licence=_licence(data)) if suspects else None
+    write_suspects(Path(out)/'suspects.csv', suspects)
+    if figure: save_figure(sheet, figure)
+    else: sheet.unlink(missing_ok=True)
+    if splits: write_splits(Path(out)/'splits.csv', after)
+    print(f'{format_suspects(held, suspects, before, after)}\nwrote {out}/suspects.csv' + (f' and {sheet} (for checking records only, not to be published)' if suspects else ''))
+    print(f'wrote {out}/splits.csv\nnext: train with SM_CHANNEL_SPLITS={shlex.quote(out)} and see by bin_compare whether it helped' if splits else 'next: look at the sheet, and check the records')

@@ -6,11 +6,11 @@
 __all__ = ['MANIFEST_COLUMNS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'BinCounterError', 'ConfigError', 'DataError', 'PhotoError',
            'ModelError', 'PackageError', 'os_error', 'atomic_write', 'write_json', 'read_json', 'write_csv', 'read_csv',
            'text_table', 'bytes_hash', 'file_hash', 'BinRecord', 'write_manifest', 'read_manifest', 'Counts',
-           'expected_count', 'count_interval', 'make_answer', 'Preprocess', 'ModelCard', 'write_card', 'read_card',
-           'ContainerPaths', 'progress', 'in_threads']
+           'expected_count', 'choose_class', 'mass_before', 'count_interval', 'make_answer', 'Preprocess', 'ModelCard',
+           'write_card', 'read_card', 'ContainerPaths', 'progress', 'in_threads']
 
-# %% ../nbs/00_core.ipynb #a3f0153e
-import csv, hashlib, json, math, os, secrets, sys
+# %% ../nbs/00_core.ipynb #6818624d
+import csv, hashlib, json, os, secrets, sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,7 +117,7 @@ def write_csv(
         out.writeheader()
         out.writerows(rows)
 
-# %% ../nbs/00_core.ipynb #018b8c4f
+# %% ../nbs/00_core.ipynb #b20017a5
 def read_csv(
     path:Path|str, # file to read
     columns:Sequence[str]=(), # columns that must be there
@@ -128,11 +128,11 @@ def read_csv(
     try:
         with open(path, encoding='utf-8-sig', newline='') as f:
             table = csv.DictReader(f)
-            rows = list(table)
+            names, rows = list(table.fieldnames or []), list(table)
     except FileNotFoundError as e: raise DataError(f'{path} is missing{after}') from e
     except OSError as e: raise os_error(e, path) from e
     except (csv.Error, UnicodeDecodeError) as e: raise DataError(f'{path} is not a CSV table ({e}){after}') from e
-    lacking = [c for c in columns if c not in (table.fieldnames or [])]
+    lacking = [c for c in columns if c not in names]
     if lacking: raise DataError(f'{path} has no column {", ".join(lacking)}{after}')
     bad = next((i for i, r in enumerate(rows, 2) if None in r or None in r.values()), None)
     if bad: raise DataError(f'{path} line {bad} has another number of cells than the header{after}')
@@ -258,19 +258,41 @@ def expected_count(
     "Mean of a count distribution"
     return sum(p * v for p, v in zip(probs, counts.values, strict=True))
 
-# %% ../nbs/00_core.ipynb #0968e47e
+# %% ../nbs/00_core.ipynb #27d3a4f0
+def choose_class(
+    probs:Sequence[float], # probability of each class, sums to 1
+    credit:float=0.0, # what an answer one off is worth, 0 to 1
+)->int: # number of the class, the first of equals
+    "Class with the most probability, counting its neighbours' by `credit`"
+    def worth(i): return probs[i] + credit*((probs[i - 1] if i else 0) + (probs[i + 1] if i + 1 < len(probs) else 0))
+    return max(range(len(probs)), key=worth)
+
+# %% ../nbs/00_core.ipynb #a38cf1d5
+def mass_before(
+    probs:Sequence[float], # probability of each class, sums to 1
+    start:int|None=None, # class of the answer, None for the most probable
+)->list[float]: # of each class: probability inside the interval just before the class joins it, 0 for the first
+    "Grow an interval from a class, always to the more probable side"
+    lo = hi = choose_class(probs) if start is None else start
+    out, inside = [0.]*len(probs), float(probs[lo])
+    while hi - lo + 1 < len(probs):
+        down = lo > 0 and (hi == len(probs) - 1 or probs[lo - 1] >= probs[hi + 1])
+        lo, hi = (lo - 1, hi) if down else (lo, hi + 1)
+        i = lo if down else hi
+        out[i] = inside
+        inside += float(probs[i])
+    return out
+
+# %% ../nbs/00_core.ipynb #f165ddf2
 def count_interval(
     probs:Sequence[float], # probability of each class, sums to 1
     counts:Counts=Counts(), # what each class stands for
-    mass:float=0.9, # probability that the interval must hold, above 0 and at most 1
+    mass:float=0.9, # the interval grows until it holds this probability, 0 to 1
+    start:int|None=None, # class of the answer, None for the most probable
 )->list[int]: # lowest and highest count, both included
-    "Narrowest run of counts around the most probable one that holds `mass`; ties go to the more probable"
-    best = max(range(len(probs)), key=lambda i: probs[i])
-    spans = [(lo, hi) for lo in range(best + 1) for hi in range(best, len(probs))]
-    held = {s: math.fsum(probs[s[0]:s[1] + 1]) for s in spans}
-    enough = [s for s in spans if held[s] >= mass - 1e-9] or [(0, len(probs) - 1)]
-    lo, hi = min(enough, key=lambda s: (s[1] - s[0], -held[s]))
-    return [counts.values[lo], counts.values[hi]]
+    "Run of counts around the answer that holds `mass`"
+    inside = [i for i, m in enumerate(mass_before(probs, start)) if m < mass - 1e-9 or m == 0]
+    return [counts.values[inside[0]], counts.values[inside[-1]]]
 
 # %% ../nbs/00_core.ipynb #07b7a2ab
 def _check_record(probs, counts, recorded, alarm_at):
@@ -281,20 +303,22 @@ def _check_record(probs, counts, recorded, alarm_at):
     p = 1 - float(probs[i])
     return dict(recorded=recorded, p_mismatch=round(p, 6), alarm=p >= alarm_at)
 
-# %% ../nbs/00_core.ipynb #db3b3d6a
+# %% ../nbs/00_core.ipynb #32740348
 def make_answer(
     probs:Sequence[float], # probability of each class, sums to 1
     counts:Counts=Counts(), # what each class stands for
     recorded:int|None=None, # quantity in the inventory record, where it is to be checked
     review_below:float=0.5, # ask a person where `trust` is below this
     alarm_at:float=0.95, # raise an alarm where the probability of a mismatch is at least this
+    mass:float=0.9, # probability that the interval must hold, found on validation
+    credit:float=0.0, # what an answer one off is worth when the count is chosen
     model:Mapping|None=None, # what answered: architecture, version, hash
 )->dict: # the answer, ready for JSON
     "Turn one photo's probabilities into the answer that every door of this project gives"
-    best = max(range(len(probs)), key=lambda i: probs[i])
+    best = choose_class(probs, credit)
     trust = float(probs[best])
     out = dict(count=counts.values[best], probs={n: round(float(p), 6) for n, p in zip(counts.names, probs, strict=True)},
-               expected_count=round(expected_count(probs, counts), 4), interval=count_interval(probs, counts),
+               expected_count=round(expected_count(probs, counts), 4), interval=count_interval(probs, counts, mass, best),
                trust=round(trust, 6), review=trust < review_below, model=dict(model or {}))
     return out if recorded is None else {**out, **_check_record(probs, counts, recorded, alarm_at)}
 
@@ -317,7 +341,7 @@ class Preprocess:
         if not 32 <= self.size <= 1024: raise ConfigError(f'size {self.size}: choose 32 to 1024 pixels, usually 224')
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0: raise ConfigError('mean and std must be three numbers each, std above 0')
 
-# %% ../nbs/00_core.ipynb #d72e6640
+# %% ../nbs/00_core.ipynb #86674bee
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     "What must be known to use a model, and to trust it: `card.json`"
@@ -327,17 +351,20 @@ class ModelCard:
     net:dict=field(default_factory=dict) # what else is needed to rebuild the network: pooling, head, padding
     temperature:float=1.0 # logits are divided by this before the softmax; above 1 means less sure
     views:tuple[str, ...]=('plain',) # views whose logits are averaged: 'plain', 'flip'
+    credit:float=0.0 # what an answer one off is worth when the count is chosen, 0 to 1
     review_below:float=0.5 # trust under which a person is asked
     alarm_at:float=0.95 # probability of a mismatch from which an alarm is raised
     weights_sha256:str='' # hash of `model.pth`, the weights this card belongs to
     onnx_sha256:str='' # hash of `model.onnx`, the same network as it is served; filled in by packaging
     training:dict=field(default_factory=dict) # preset, seed, settings, data hash, versions
+    calibration:dict=field(default_factory=dict) # fitted on validation: mass of the interval, quantiles of the probability of a mismatch
     metrics:dict=field(default_factory=dict) # figures on validation and test, each with its baselines
     data_licence:str='' # licence of the photos
     format:int=1 # version of this card's layout
 
     def __post_init__(self):
         if self.format != 1: raise PackageError(f'card format {self.format} is newer than this program: pip install -U bin_counter')
+        if not 0 <= self.credit <= 1: raise ConfigError(f'credit {self.credit}: choose 0 to 1')
         if self.temperature <= 0: raise ConfigError(f'temperature {self.temperature} must be above 0')
         if not self.views or set(self.views) - {'plain', 'flip'}: raise ConfigError(f"views {self.views}: choose from 'plain' and 'flip'")
 

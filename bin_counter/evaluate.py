@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FIGURES', 'Predictions', 'read_predictions', 'confusion_matrix', 'weighted_kappa', 'calibration', 'baselines',
-           'score_predictions', 'format_scores', 'compare_predictions', 'format_comparison', 'plot_history',
-           'plot_recall', 'plot_reliability', 'plot_errors', 'worst_mistakes', 'render_report', 'evaluate']
+           'interval_figures', 'abstention', 'score_predictions', 'format_scores', 'compare_predictions',
+           'format_comparison', 'plot_history', 'plot_recall', 'plot_reliability', 'plot_errors', 'worst_mistakes',
+           'render_report', 'evaluate']
 
-# %% ../nbs/07_evaluate.ipynb #e835dec2
+# %% ../nbs/07_evaluate.ipynb #c9898ebf
 import base64, io, json, math, re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import (ConfigError, Counts, DataError, ModelCard, PhotoError, atomic_write, file_hash, read_card, text_table,
+from .core import (ConfigError, Counts, DataError, ModelCard, PhotoError, atomic_write, count_interval, file_hash, read_card, text_table,
                               read_csv, read_json, write_json)
 from .figure import BLUE, GREY, INK, ORANGE, bare_axes, figure_svg
 from .photo import read_photo
 
-# %% ../nbs/07_evaluate.ipynb #b76a3bae
+# %% ../nbs/07_evaluate.ipynb #fb05b045
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
     "What a model answered for some photos"
@@ -31,6 +32,7 @@ class Predictions:
     groups:tuple[str, ...] # related photos share a group
     probs:np.ndarray # probability of each class, shape (n, k), rows sum to 1
     counts:Counts # what the k classes stand for
+    chosen:np.ndarray|None=None # class of each answer, shape (n,); None where it is the most probable one
 
     def __post_init__(self): _check_predictions(self)
     def __len__(self): return len(self.ids)
@@ -42,13 +44,18 @@ class Predictions:
 
     @property
     def answers(self)->np.ndarray:
-        "Most probable class of each photo, 0 to k-1"
-        return self.probs.argmax(1)
+        "Class that was answered for each photo, 0 to k-1"
+        return self.probs.argmax(1) if self.chosen is None else self.chosen
+
+    @property
+    def trust(self)->np.ndarray:
+        "Probability of each answer"
+        return self.probs[np.arange(len(self)), self.answers]
 
     def take(self, keep)->'Predictions':
         "Photos at the positions `keep`"
         def some(xs): return tuple(xs[i] for i in keep)
-        return Predictions(some(self.ids), some(self.parts), self.labels[keep], some(self.groups), self.probs[keep], self.counts)
+        return Predictions(some(self.ids), some(self.parts), self.labels[keep], some(self.groups), self.probs[keep], self.counts, None if self.chosen is None else self.chosen[keep])
 
     def part(self, name:str)->'Predictions':
         "Photos of one part"
@@ -82,7 +89,7 @@ def _counts_of(columns, path):
         raise DataError(f'{path}: columns {", ".join("p" + n for n in names) or "p1, p2, ..."} are no run of counts: {_HINT}')
     return Counts(lows[0], lows[-1], names[-1].endswith('+'))
 
-# %% ../nbs/07_evaluate.ipynb #d9cc8b88
+# %% ../nbs/07_evaluate.ipynb #c200c533
 def read_predictions(
     path:Path|str, # usually `predictions.csv`
 )->Predictions: # in the order of the file
@@ -96,11 +103,10 @@ def read_predictions(
     except ValueError as e: raise DataError(f'{path}: a cell is not a number ({e}): {_HINT}') from e
     alien = {r['part'] for r in rows} - {'train', 'valid', 'test'}
     if alien: raise DataError(f'{path}: part {sorted(alien)[0]!r} is none of train, valid, test: {_HINT}')
-    p = Predictions(tuple(r['id'] for r in rows), tuple(r['part'] for r in rows), labels, tuple(r.get('group') or r['id'] for r in rows), probs, counts)
-    for r, n, ps in zip(rows, given, probs):
-        i = counts.index(int(n))
-        if i is None or ps[i] < ps.max() - 1e-4: raise DataError(f"{path}: photo {r['id']} was answered {n}, which is not its most probable count: {_HINT}")
-    return p
+    alien = next((r for r, n in zip(rows, given) if counts.index(int(n)) is None), None)
+    if alien: raise DataError(f"{path}: photo {alien['id']} was answered {alien['count']}, outside of the counts {counts}: {_HINT}")
+    chosen = np.array([counts.index(int(n)) for n in given])
+    return Predictions(tuple(r['id'] for r in rows), tuple(r['part'] for r in rows), labels, tuple(r.get('group') or r['id'] for r in rows), probs, counts, chosen)
 
 # %% ../nbs/07_evaluate.ipynb #c8594e4a
 _SUMS = ('photos', 'accuracy', 'within_one', 'mae', 'rmse', 'rmse_expected', 'log_loss')
@@ -150,13 +156,13 @@ def weighted_kappa(
     except ImportError as e: raise ConfigError("scores need scikit-learn: pip install 'bin_counter[train]'") from e
     return float(cohen_kappa_score(truth, answers, labels=range(k), weights='quadratic'))
 
-# %% ../nbs/07_evaluate.ipynb #f4dbf5b8
+# %% ../nbs/07_evaluate.ipynb #343369f6
 def calibration(
     p:Predictions, # photos to score
     bins:int=15, # bins of equal width from 0 to 1
 )->dict: # `ece`, and for each bin with photos its bounds, photos, mean confidence and accuracy
     "Expected calibration error of the answers, and the reliability diagram behind it"
-    trust, right = p.probs.max(1), p.answers == p.truth
+    trust, right = p.trust, p.answers == p.truth
     where = np.clip(np.ceil(trust*bins).astype(int) - 1, 0, bins - 1)
     out = [dict(low=b/bins, high=(b + 1)/bins, photos=int((where == b).sum()), confidence=float(trust[where == b].mean()), accuracy=float(right[where == b].mean()))
            for b in range(bins) if (where == b).any()]
@@ -230,6 +236,33 @@ def _with_draws(p, draws, seed):
     sums = _group_sums(np.hstack([_photo_sums(p), cells]), p.groups)
     drawn = _draw_sums(sums, draws if len(sums) > 1 else 0, seed) if len(sums) > 1 and draws else np.empty((0, n + k*k))
     return (sums.sum(0)[:n], drawn[:, :n]), (sums.sum(0)[n:].reshape(k, k), drawn[:, n:].reshape(-1, k, k)), len(sums)
+
+# %% ../nbs/07_evaluate.ipynb #eeaef8ef
+def interval_figures(
+    p:Predictions, # photos to score
+    mass:float, # what the intervals of this counter gather: `mass` of the card's calibration
+    draws:int=2000, # bootstrap draws over groups
+    seed:int=0, # of the bootstrap
+)->dict: # `coverage` with its 95% interval, mean `width` in counts
+    "Score the intervals of a counter"
+    spans = [count_interval(q, p.counts, mass, int(a)) for q, a in zip(p.probs, p.answers)]
+    values = np.minimum(p.labels, p.counts.high)
+    held = np.array([lo <= v <= hi for (lo, hi), v in zip(spans, values)], float)
+    sums = _group_sums(np.stack([np.ones(len(p)), held], 1), p.groups)
+    drawn = _draw_sums(sums, draws, seed) if len(sums) > 1 else np.empty((0, 2))
+    return dict(coverage=_interval(held.mean(), drawn[:, 1]/drawn[:, 0]), width=float(np.mean([hi - lo + 1 for lo, hi in spans])))
+
+# %% ../nbs/07_evaluate.ipynb #5286e867
+def abstention(
+    p:Predictions, # photos to score
+    shares:Sequence[float]=(.1, .2, .3, .4, .5, .6, .7, .8, .9, 1.), # shares of photos that are answered
+)->list[dict]: # for each share: `share`, `photos`, `trust` (the lowest that is answered), `accuracy`, `within_one`
+    "Accuracy where only the most trusted photos are answered"
+    order, off = np.argsort(-p.trust, kind='stable'), np.abs(p.answers - p.truth)
+    def at(s):
+        top = order[:max(1, round(s*len(p)))]
+        return dict(share=float(s), photos=len(top), trust=float(p.trust[top[-1]]), accuracy=float((off[top] == 0).mean()), within_one=float((off[top] <= 1).mean()))
+    return [at(s) for s in shares]
 
 # %% ../nbs/07_evaluate.ipynb #f0d26407
 def score_predictions(
@@ -397,7 +430,7 @@ def plot_errors(
     ax.set_xticks([int(d) for d in scores['errors']], [f'{int(d):+d}' if int(d) else '0' for d in scores['errors']])
     return fig
 
-# %% ../nbs/07_evaluate.ipynb #abe4bb7f
+# %% ../nbs/07_evaluate.ipynb #6ca87695
 def worst_mistakes(
     p:Predictions, # photos of one part
     n:int=12, # how many
@@ -405,7 +438,7 @@ def worst_mistakes(
     "Find the most confident wrong answers"
     wrong = np.flatnonzero(p.answers != p.truth)
     order = sorted(wrong, key=lambda i: (-p.probs[i].max(), p.ids[i]))[:n]
-    return [dict(id=p.ids[i], label=int(p.labels[i]), answer=p.counts.names[p.answers[i]], trust=_number(p.probs[i].max())) for i in order]
+    return [dict(id=p.ids[i], label=int(p.labels[i]), answer=p.counts.names[p.answers[i]], trust=_number(p.trust[i])) for i in order]
 
 # %% ../nbs/07_evaluate.ipynb #ac8d8003
 def _thumbnail(path, side=220):

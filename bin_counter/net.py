@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION_ARCHS', 'TimmBody', 'is_folded', 'RightPadConv2d', 'MeanMaxPool', 'MeanPool', 'Tail', 'BinNet',
-           'build_net', 'load_state', 'pretrained_net', 'ServedNet', 'save_model', 'load_model']
+           'Ensemble', 'cut_net', 'build_net', 'load_state', 'pretrained_net', 'ServedNet', 'logits_and_heat',
+           'ExplainedNet', 'save_model', 'load_model']
 
-# %% ../nbs/05_net.ipynb #befc7bac
-import importlib.util
+# %% ../nbs/05_net.ipynb #836c0d87
+import copy, importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -166,6 +167,28 @@ class BinNet(nn.Module):
         norms = [m for s in tail for m in s.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and (still or _is_frozen(m))]
         return nn.Sequential(*self.stages[:k]), Tail(tail, norms)
 
+# %% ../nbs/05_net.ipynb #698f6524
+class Ensemble(nn.Module):
+    "Members that share a front: photos (n, 3, s, s) in, the mean of their logits (n, k) out"
+    def __init__(self,
+        front:nn.Module, # what the members share
+        tails:Sequence[nn.Module], # the rest of each member, the head included
+    ):
+        super().__init__()
+        self.front, self.tails = front, nn.ModuleList(tails)
+
+    def forward(self, x):
+        h = self.front(x)
+        return torch.stack([t(h) for t in self.tails]).mean(0)
+
+def cut_net(
+    net:BinNet, # one member
+    k:int, # number of blocks in the front
+)->tuple[nn.Sequential, nn.Sequential]: # front and tail, sharing parameters with the whole
+    "Cut a network for an ensemble"
+    k = min(k, len(net.body)) # the pooling stays with the tail, which must see the map to explain itself
+    return nn.Sequential(*net.stages[:k]), nn.Sequential(*net.stages[k:])
+
 # %% ../nbs/05_net.ipynb #d5f802ad
 def _channels(blocks, size=224):
     "How many channels a list of blocks gives, found by running it once"
@@ -185,15 +208,17 @@ def _body(arch, pretrained=False, size=224):
     else: raise ModelError(f'architecture {arch!r} is unknown: choose one of {", ".join(TORCHVISION_ARCHS)}, or a name from timm.list_models()')
     return blocks, _channels(blocks, size)
 
-# %% ../nbs/05_net.ipynb #920ce780
+# %% ../nbs/05_net.ipynb #1c9051b9
 def build_net(
     card:ModelCard, # architecture, counts, and `net`: pool, dropout, padding
-)->BinNet: # in evaluation mode, with random weights
+)->BinNet|Ensemble: # in evaluation mode, with random weights
     "The network that a card describes, ready for its weights"
     blocks, features = _body(card.arch, size=card.preprocess.size)
     net = BinNet(blocks, features, len(card.counts), card.net.get('pool', 'meanmax'), card.net.get('dropout', 0.0))
     if card.net.get('padding') == 'right': _pad_right(net)
-    return net.eval()
+    if (n := card.net.get('members', 1)) == 1: return net.eval()
+    front, tail = cut_net(net, card.net['cut'])
+    return Ensemble(front, [tail, *(copy.deepcopy(tail) for _ in range(n - 1))]).eval()
 
 # %% ../nbs/05_net.ipynb #46a2ecf5
 def load_state(
@@ -253,7 +278,7 @@ def _from_file(card, state, path):
     if card.net.get('padding') == 'right': _pad_right(net)
     return net.eval(), card
 
-# %% ../nbs/05_net.ipynb #ac276b7c
+# %% ../nbs/05_net.ipynb #033ec23c
 def pretrained_net(
     card:ModelCard, # architecture, counts and head
     weights:str='imagenet', # 'imagenet' (downloaded by torchvision or timm), 'none', or a file
@@ -262,6 +287,7 @@ def pretrained_net(
     if weights == 'none': return build_net(card), card
     if weights == 'imagenet': return _from_library(card)
     state = load_state(weights)
+    if any(k.startswith('tails.') for k in state): raise ModelError(f'{weights} holds the members of an ensemble: train again from the weights that they started from')
     if any(k.startswith('body.') for k in state):
         if is_folded(state): card = _keras_conventions(card)
         net = build_net(card)
@@ -286,10 +312,35 @@ class ServedNet(nn.Module):
 
     def forward(self, x): return (self.logits(x)/self.temperature).softmax(-1)
 
-# %% ../nbs/05_net.ipynb #dbe4e54d
+# %% ../nbs/05_net.ipynb #8be5ce0d
+def logits_and_heat(
+    stages:Sequence[nn.Module], # of a `BinNet` or of an ensemble's tail: the last two are the pooling and the head
+    x:torch.Tensor, # what the first of them takes
+)->tuple[torch.Tensor, torch.Tensor]: # logits (n, k), and Grad-CAM before its ReLU (n, k, h, w)
+    "Answer, and say which places spoke for each class"
+    for s in stages[:-2]: x = s(x)
+    weight, c = stages[-1][-1].weight, x.shape[1]
+    alpha = weight if weight.shape[1] == c else weight[:, :c] + weight[:, c:] # mean and maximum, side by side
+    return stages[-1](stages[-2](x)), torch.einsum('nchw,kc->nkhw', x, alpha)/(x.shape[2]*x.shape[3])
+
+class ExplainedNet(ServedNet):
+    "What ships as ONNX: photos in, probabilities (n, k) and heat (n, k, h, w) out"
+    def one(self, x):
+        "Logits and heat of one view"
+        if isinstance(self.net, BinNet): return logits_and_heat(self.net.stages, x)
+        h = self.net.front(x)
+        z, heat = zip(*[logits_and_heat(list(t), h) for t in self.net.tails])
+        return torch.stack(z).mean(0), torch.stack(heat).mean(0)
+
+    def forward(self, x):
+        outs = [(z, heat if v == 'plain' else heat.flip(-1)) for v in self.views for z, heat in [self.one(x if v == 'plain' else x.flip(-1))]]
+        logits, heat = (torch.stack(t).mean(0) for t in zip(*outs))
+        return (logits/self.temperature).softmax(-1), heat
+
+# %% ../nbs/05_net.ipynb #2953a388
 def save_model(
     folder:Path|str, # gets `model.pth` and `card.json`
-    net:BinNet, # trained
+    net:BinNet|Ensemble, # trained
     card:ModelCard, # its card; the hash of the weights is filled in
 )->ModelCard: # the card as written
     "Write weights and card, the card last"
@@ -299,10 +350,10 @@ def save_model(
     write_card(Path(folder)/'card.json', card)
     return card
 
-# %% ../nbs/05_net.ipynb #0ba72383
+# %% ../nbs/05_net.ipynb #604d62f4
 def load_model(
     folder:Path|str, # holds `model.pth` and `card.json`
-)->tuple[BinNet, ModelCard]: # in evaluation mode
+)->tuple[BinNet|Ensemble, ModelCard]: # in evaluation mode
     "Read weights and card, refusing a pair that does not belong together"
     folder = Path(folder)
     card = read_card(folder/'card.json')

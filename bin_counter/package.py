@@ -24,18 +24,18 @@ def _anonymous(proto):
         if hasattr(part, 'metadata_props'): del part.metadata_props[:]
     return proto
 
-# %% ../nbs/09_package.ipynb #f5f8bb1f
+# %% ../nbs/09_package.ipynb #efa38b98
 def export_onnx(
     net:'torch.nn.Module', # `BinNet`, trained
     card:ModelCard, # views, temperature, size
-)->bytes: # content of an ONNX file: input 'photos' (n, 3, s, s) float32, output 'probs' (n, k) float32
+)->bytes: # content of an ONNX file: input 'photos' (n, 3, s, s) float32, outputs 'probs' (n, k) and 'heat' (n, k, h, w) float32
     "Export the network that ships as ONNX, the same bytes for the same weights"
     import torch, warnings
-    from bin_counter.net import ServedNet
+    from bin_counter.net import ExplainedNet
     example = torch.zeros(2, 3, card.preprocess.size, card.preprocess.size)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # the exporter warns about its own internals
-        program = torch.onnx.export(ServedNet(net, card).eval(), (example,), dynamo=True, verbose=False, input_names=['photos'], output_names=['probs'],
+        program = torch.onnx.export(ExplainedNet(net, card).eval(), (example,), dynamo=True, verbose=False, input_names=['photos'], output_names=['probs', 'heat'],
                                     dynamic_shapes=({0: torch.export.Dim('n', min=1, max=4096)},), opset_version=18)
     return _anonymous(program.model_proto).SerializeToString(deterministic=True)
 
@@ -49,7 +49,7 @@ def _session(content):
     try: return ort.InferenceSession(content, options, providers=['CPUExecutionProvider'])
     except Exception as e: raise PackageError('model.onnx cannot be loaded: it is damaged, build the package again') from e
 
-# %% ../nbs/09_package.ipynb #116a5891
+# %% ../nbs/09_package.ipynb #a3627ddf
 def check_parity(
     net:'torch.nn.Module', # `BinNet`
     card:ModelCard, # views, temperature, size
@@ -58,10 +58,11 @@ def check_parity(
 )->float: # the largest difference found
     "Refuse an export that answers differently from its network"
     import numpy as np, torch
-    from bin_counter.net import ServedNet
+    from bin_counter.net import ExplainedNet
     x = np.random.default_rng(0).normal(size=(3, 3, card.preprocess.size, card.preprocess.size)).astype(np.float32)
-    with torch.inference_mode(): want = ServedNet(net, card).eval()(torch.from_numpy(x)).numpy()
-    worst = float(np.abs(_session(onnx).run(['probs'], {'photos': x})[0] - want).max())
+    with torch.inference_mode(): probs, heat = (t.numpy() for t in ExplainedNet(net, card).eval()(torch.from_numpy(x)))
+    got, warm = _session(onnx).run(['probs', 'heat'], {'photos': x})
+    worst = float(max(np.abs(got - probs).max(), np.abs(warm - heat).max()/max(1e-6, np.abs(heat).max())))
     if not worst <= tolerance: raise PackageError(f'the ONNX export differs from the network by {worst:.2g} in a probability: not packaged; report this with the versions of torch and onnx')
     return worst
 
@@ -130,7 +131,7 @@ def _check_card(path, members):
         if name in members and bytes_hash(members[name]) != want: raise PackageError(f'{path}: card.json and {name} do not belong together: build the package again')
     return card
 
-# %% ../nbs/09_package.ipynb #c05f58ac
+# %% ../nbs/09_package.ipynb #5e964373
 @dataclass(slots=True)
 class Package:
     "A counter, ready to be asked"
@@ -158,12 +159,23 @@ class Package:
         "Probability of every count"
         return self.session.run(['probs'], {'photos': x})[0]
 
+    def heat(self,
+        x:'np.ndarray', # one preprocessed photo, shape (3, s, s), float32
+        k:int, # class to explain
+    )->'np.ndarray': # shape (h, w), 0 to 1: how much each place speaks for the class
+        "Grad-CAM of one class"
+        import numpy as np
+        if 'heat' not in [o.name for o in self.session.get_outputs()]: raise PackageError('this package was made before counters could explain themselves: build it again with bin_package')
+        h = np.maximum(self.session.run(['heat'], {'photos': x[None]})[0][0, k], 0)
+        if min(h.shape) < 2: raise PackageError(f'{self.card.arch} pools inside of its body and has no map to show: choose a torchvision architecture')
+        return h/max(float(h.max()), 1e-9)
+
     @property
     def model(self)->dict:
         "What the answer says about who answered"
         return dict(arch=self.card.arch, counts=str(self.card.counts), package=self.sha256[:12])
 
-# %% ../nbs/09_package.ipynb #0fd1c665
+# %% ../nbs/09_package.ipynb #6cb10e4a
 def answer_of(
     package:Package, # a counter
     probs:Sequence[float], # its probabilities for one photo
@@ -171,7 +183,7 @@ def answer_of(
 )->dict: # the answer
     "The answer to one photo, with the package's thresholds and name"
     c = package.card
-    return make_answer([float(p) for p in probs], c.counts, recorded, c.review_below, c.alarm_at, package.model)
+    return make_answer([float(p) for p in probs], c.counts, recorded, c.review_below, c.alarm_at, c.calibration.get('mass', .9), c.credit, package.model)
 
 # %% ../nbs/09_package.ipynb #5ed4afe2
 def count_photo(

@@ -185,3 +185,18 @@ def test_a_missing_extra_is_named(bins, tmp_path):
             "from bin_counter.cli import bin_run; sys.exit(bin_run())")
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert out.returncode == 1 and out.stderr.strip() == "bin_run: needs torch: pip install 'bin_counter[train]'"
+
+
+def test_explain_draws_one_photo_and_refuses_others(run, bins, tmp_path, capsys, monkeypatch):
+    import numpy as np
+    from PIL import Image
+    package, photos = run/'model.tar.gz', sorted((bins/'bin-images').iterdir())
+    status, out, err = call(capsys, monkeypatch, 'bin_count', photos[0], '--package', package, '--explain', tmp_path/'why.png')
+    picture = np.asarray(Image.open(tmp_path/'why.png')).astype(int)
+    assert status == 0 and 'why.png' in err and 'trust' in out
+    colour = np.abs(picture.max(2) - picture.min(2))
+    assert colour.max() > 40, 'some place should glow'
+    for argv, why in ([[photos[0], photos[1]], 'name one'], [[photos[0]], 'name a .png']):
+        name = tmp_path/('other.png' if 'one' in why else 'other.gif')
+        status, _, err = call(capsys, monkeypatch, 'bin_count', *argv, '--package', package, '--explain', name)
+        assert status == 1 and why in err and not name.exists()

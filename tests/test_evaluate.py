@@ -50,7 +50,7 @@ def test_predictions_read_back(tmp_path, counts):
 @pytest.mark.parametrize('changes,says', [
     (dict(p1='nan'), 'not a number from 0 to 1'), (dict(p1='inf'), 'not a number from 0 to 1'), (dict(p1='-0.1'), 'not a number from 0 to 1'),
     (dict(p1='7'), 'sum to'), (dict(p1='x'), 'a cell is not a number'), (dict(p1=''), 'a cell is not a number'), (dict(label='x'), 'a cell is not a number'),
-    (dict(label=0), 'outside of the counts 1-5'), (dict(label=6), 'outside of the counts 1-5'), (dict(count=9), 'not its most probable'),
+    (dict(label=0), 'outside of the counts 1-5'), (dict(label=6), 'outside of the counts 1-5'), (dict(count=9), 'was answered 9, outside'),
     (dict(part='dev'), 'none of train, valid, test'), (dict(id='00001'), 'there twice'), (dict(id='../../etc/passwd'), 'cannot name a photo')])
 def test_damaged_predictions_are_one_line(tmp_path, changes, says):
     with pytest.raises(DataError) as e: read_predictions(save(make(5), tmp_path/'p.csv', **changes))

@@ -42,7 +42,7 @@ def environment(bins, split, out, hps):
 
 def start(env, kill=''):
     "Run the container's entry point in a process of its own; `kill` is code that makes it kill -9 itself at a chosen moment"
-    code = f'import os; from bin_counter import core, train\n{kill}\ntrain.main()'
+    code = f'import os; from bin_counter import cache, core, train\n{kill}\ntrain.main()'
     return subprocess.run([sys.executable, '-c', code], env={**os.environ, **env, 'BIN_COUNTER_PROGRESS': '0'}, capture_output=True, text=True, timeout=300)
 
 
@@ -57,14 +57,14 @@ def at_call(where, name, n):
 
 
 # while photos are read; in the middle of an epoch; while a checkpoint is renamed; in the middle of a later epoch; after a batch of validation
-KILLS = [at_call('train', 'to_square', 50), at_call('train.KeepRun', 'after_batch', 2), at_call('core.os', 'replace', 2), at_call('train.KeepRun', 'after_batch', 5),
+KILLS = [at_call('cache', 'to_square', 50), at_call('train.KeepRun', 'after_batch', 2), at_call('core.os', 'replace', 2), at_call('train.KeepRun', 'after_batch', 5),
          at_call('train.KeepRun', '_write_history', 2)]
 
 
 @pytest.mark.parametrize('kind', ['cached', 'everything'])
 def test_a_run_killed_again_and_again_ends_where_an_unbroken_one_does(kind, bins, split, weights, tmp_path):
     "kill -9 while photos are read, between epochs and in the middle of one; same weights, predictions and history at the end"
-    settings = hps(weights) if kind == 'cached' else {**hps('none'), 'trained': 'all', 'augment': 'light'}
+    settings = {**hps(weights), 'members': 2, 'epochs': 3} if kind == 'cached' else {**hps('none'), 'trained': 'all', 'augment': 'light', 'members': 1}
     whole, broken = tmp_path/'whole', tmp_path/'broken'
     assert start(environment(bins, split, whole, settings)).returncode == 0
     for kill in KILLS:
@@ -165,7 +165,7 @@ def test_every_kind_of_body_trains_and_ships(arch, trained, bins, split, tmp_pat
     body = build_net(ModelCard(arch))
     body.train()(torch.randn(16, 3, size, size)), body.eval() # statistics as after training: identity ones would mean folded weights
     torch.save(body.state_dict(), tmp_path/'w.pth')
-    config = preset_config('best', arch=arch, weights=str(tmp_path/'w.pth'), trained=trained, size=size, epochs=1, batch_size=32, views=('plain',))
+    config = preset_config('best', arch=arch, weights=str(tmp_path/'w.pth'), trained=trained, size=size, epochs=1, batch_size=32, members=1, views=('plain',))
     samples = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 70]
     train(samples, config, tmp_path/'run', log=lambda l: None)
     net, card = load_model(tmp_path/'run')
