@@ -100,11 +100,11 @@ def _find_place(record, ratios, by, seed, old, parts):
     if by == 'random' or not parts[record.group]: return _place(_unit(seed, record.id if by == 'random' else record.group), ratios)
     return next(iter(parts[record.group])) if len(parts[record.group]) == 1 else sorted(parts[record.group])
 
-# %% ../nbs/04_balance.ipynb #6d1e0b6f
+# %% ../nbs/04_balance.ipynb #43c19d9d
 def split_bins(
     records:Iterable[BinRecord], # photos to split, ids unique
     counts:Counts=Counts(), # counts that the model will tell apart
-    ratios:Sequence[float]=(.7, .2, .1), # shares of train, valid and test, summing to 1
+    ratios:Sequence[float]=(.8, .1, .1), # shares of train, valid and test, summing to 1
     by:str='group', # 'group' keeps related photos together; 'random' does not, for comparison with published numbers
     seed:int=0, # another seed gives another split
     previous:Iterable[SplitRow]|None=None, # rows of an earlier split, whose photos stay where they were

@@ -161,13 +161,13 @@ def bin_explore(
     print(_look(data, out, figures=True))
     print(f'wrote {out}/manifest.csv, {out}/quality.csv and {out}/figures/')
 
-# %% ../nbs/20_cli.ipynb #b099cdee
+# %% ../nbs/20_cli.ipynb #befe94ad
 @command(required=('out',))
 def bin_split(
     out:str=None, # folder with manifest.csv; gets splits.csv and leak.json
     counts:str='1-5', # counts to tell apart: 1-5, 0-5, or 1-6+ with an open top class
     by:str='group', # 'group' keeps photos of one bin together; 'random' does not
-    ratios:str='70/20/10', # shares of train, valid and test
+    ratios:str='80/10/10', # shares of train, valid and test
     balance:str='none', # one remedy against class imbalance: none, undersample, oversample or weights
     channels:str=None, # also write train/, valid/ and test/ folders for SageMaker here; needs --data
     data:str=None, # data folder, for --channels
@@ -189,13 +189,30 @@ def bin_train():
     from bin_counter.train import main
     main()
 
-# %% ../nbs/20_cli.ipynb #80853c27
+# %% ../nbs/20_cli.ipynb #bd99d206
+def _heat_of(run):
+    "A function that gives the heat of a photo for a count, by the run's own weights; None where there is no map"
+    try:
+        import numpy as np, torch
+        from bin_counter.net import ExplainedNet, TimmBody, load_model
+    except ImportError: return None # judging needs no torch; the report then has no heat
+    if not (Path(run)/'model.pth').exists(): return None
+    from bin_counter.model import preprocess_file
+    net, card = load_model(run)
+    if any(isinstance(m, TimmBody) for m in net.modules()): return None
+    net = ExplainedNet(net, card).eval()
+    def heat(path, name):
+        with torch.inference_mode(): h = net(torch.from_numpy(preprocess_file(path, card.preprocess))[None])[1][0, card.counts.names.index(name)].clamp(min=0).numpy()
+        return h/max(float(np.max(h)), 1e-9)
+    return heat
+
+# %% ../nbs/20_cli.ipynb #60625aa8
 def _evaluate(run, data, command=None):
     "metrics.json and report.html of a run folder"
     from bin_counter.evaluate import evaluate
     run = Path(run)
-    leak = read_json(run/'leak.json') if (run/'leak.json').exists() else None
-    return evaluate(run/'predictions.csv', run, splits=run/'splits.csv' if (run/'splits.csv').exists() else None, history=run/'history.csv', card=run/'card.json', leak=leak, data=data, command=command)
+    leak, explain = read_json(run/'leak.json') if (run/'leak.json').exists() else None, _heat_of(run) if data else None
+    return evaluate(run/'predictions.csv', run, splits=run/'splits.csv' if (run/'splits.csv').exists() else None, history=run/'history.csv', card=run/'card.json', leak=leak, data=data, explain=explain, command=command)
 
 # %% ../nbs/20_cli.ipynb #9b3d5fd6
 @command(required=('run',))
@@ -343,7 +360,7 @@ def _run_all(data, out, hps, split, ratios, balance, licence, dry_run):
     print('\n' + _accuracy_line(read_json(out/'metrics.json')))
     print(f'report:   {out}/report.html\npackage:  {out}/model.tar.gz\nnext:     bin_count --package {shlex.quote(str(out))}/model.tar.gz PHOTO')
 
-# %% ../nbs/20_cli.ipynb #7c180dac
+# %% ../nbs/20_cli.ipynb #00aa2309
 @command(required=('data', 'out'), many=('set',))
 def bin_run(
     data:str=None, # data folder: bin-images/, metadata/
@@ -353,7 +370,7 @@ def bin_run(
     weights:str='imagenet', # 'imagenet' (downloaded), 'none', or a file
     counts:str='1-5', # counts to tell apart: 1-5, 0-5, or 1-6+
     split:str='group', # 'group' keeps photos of one bin together; 'random' is for comparison with published figures
-    ratios:str='70/20/10', # shares of train, valid and test
+    ratios:str='80/10/10', # shares of train, valid and test
     balance:str=None, # none, undersample, oversample or weights; default: undersample for classic, none for best
     epochs:int=None, # passes over the training photos; default: the preset's
     size:int=None, # pixels a side; default 224
@@ -382,7 +399,7 @@ def _tune_split(data, out, counts, ratios, balance, seed):
     stages.run('index', [_listing(data)], ['manifest.csv'], lambda: _index(data, out))
     stages.run('split', [_hash(out/'manifest.csv'), how], ['splits.csv', 'leak.json'], lambda: _split(out, counts, 'group', ratios, balance, seed))
 
-# %% ../nbs/20_cli.ipynb #fda47d3e
+# %% ../nbs/20_cli.ipynb #e25e7209
 @command(required=('data', 'out'), many=('space',))
 def bin_tune(
     data:str=None, # data folder: bin-images/, metadata/
@@ -393,7 +410,7 @@ def bin_tune(
     arch:str=None, # as in bin_run, unless it is searched; default resnet18
     weights:str=None, # 'imagenet' (downloaded), 'none', or a file; default imagenet
     counts:str='1-5', # counts to tell apart: 1-5, 0-5, or 1-6+
-    ratios:str='70/20/10', # shares of train, valid and test
+    ratios:str='80/10/10', # shares of train, valid and test
     balance:str=None, # none, undersample, oversample or weights; default: undersample for classic, none for best
     objective:str='calibrated_loss', # what to search for: calibrated_loss, valid_loss, mae or accuracy, on validation
     minutes:float=None, # begin no further trial after so long
@@ -453,7 +470,18 @@ def _explain(package, photos, path):
     with atomic_write(path, 'wb') as f: picture.save(f, 'PNG')
     print(f'wrote {path}', file=sys.stderr)
 
-# %% ../nbs/20_cli.ipynb #2d8144e8
+# %% ../nbs/20_cli.ipynb #73b91e41
+def _count_after(package, photos, before, before_count, recorded):
+    "One photo, counted with an earlier one"
+    from bin_counter.core import PhotoError, os_error
+    from bin_counter.package import Counted, count_after
+    if not before or before_count is None: raise ConfigError('--before PHOTO and --before-count N belong together: give both')
+    if len(photos) != 1: raise ConfigError(f'--before goes with one photo, and {len(photos)} were named: name one')
+    try: return Counted(photos[0].stem, photos[0], count_after(package, photos[0].read_bytes(), Path(before).read_bytes(), before_count, recorded))
+    except PhotoError as e: return Counted(photos[0].stem, photos[0], None, str(e))
+    except OSError as e: raise os_error(e, before) from e
+
+# %% ../nbs/20_cli.ipynb #81e9a4d6
 @command(required=('package',), many=('paths',))
 def bin_count(
     paths:str, # photos, glob patterns, or folders (the bucket's layout, or just photos)
@@ -462,13 +490,16 @@ def bin_count(
     csv:str=None, # write id,count,p1..p5 to this file
     json:bool=False, # print one JSON object a photo
     explain:str=None, # write a picture to this file (.png): where the counter looked; for one photo
+    before:str=None, # an earlier photo of the same bin; for one photo, with --before-count
+    before_count:int=None, # what was in the bin then
 ):
     "Count the items in photos of bins"
     from bin_counter.package import Package, count_photos, find_photos, write_counts
     if recorded is not None and recorded < 0: raise ConfigError(f'--recorded {recorded}: a quantity is 0 or more')
     p, photos = Package.load(package), find_photos(paths)
     if explain: _explain(p, photos, explain)
-    out = list(_progressed(count_photos(p, photos, recorded), len(photos)))
+    if before or before_count is not None: out = [_count_after(p, photos, before, before_count, recorded)]
+    else: out = list(_progressed(count_photos(p, photos, recorded), len(photos)))
     if csv: write_counts(csv, out, p.card.counts)
     for c in out:
         if c.error: print(c.error, file=sys.stderr)

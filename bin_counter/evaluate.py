@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['FIGURES', 'Predictions', 'read_predictions', 'confusion_matrix', 'weighted_kappa', 'calibration', 'baselines',
            'interval_figures', 'abstention', 'score_predictions', 'format_scores', 'compare_predictions',
-           'format_comparison', 'plot_history', 'plot_recall', 'plot_reliability', 'plot_errors', 'worst_mistakes',
-           'render_report', 'evaluate']
+           'format_comparison', 'plot_history', 'plot_recall', 'plot_reliability', 'plot_abstention', 'plot_errors',
+           'worst_mistakes', 'render_report', 'evaluate']
 
-# %% ../nbs/07_evaluate.ipynb #c9898ebf
+# %% ../nbs/07_evaluate.ipynb #8beb6718
 import base64, io, json, math, re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from .core import (ConfigError, Counts, DataError, ModelCard, PhotoError, atomic_write, count_interval, file_hash, read_card, text_table,
                               read_csv, read_json, write_json)
-from .figure import BLUE, GREY, INK, ORANGE, bare_axes, figure_svg
+from .figure import BLUE, GREY, INK, ORANGE, bare_axes, figure_svg, heat_photo
 from .photo import read_photo
 
 # %% ../nbs/07_evaluate.ipynb #fb05b045
@@ -418,6 +418,19 @@ def plot_reliability(
     ax.set(xlim=(0, 1), ylim=(0, 1))
     return fig
 
+# %% ../nbs/07_evaluate.ipynb #2092c541
+def plot_abstention(
+    scores:Mapping, # what `score_predictions` gave, with `abstention`
+)->'Figure': # share of right answers over the share of photos answered
+    "Draw accuracy against the share of photos that are answered"
+    fig, ax = bare_axes('share of photos answered, the surest first', 'share of right answers')
+    curve = scores['abstention']
+    for key, colour, name in (('within_one', ORANGE, 'within one'), ('accuracy', BLUE, 'exact')):
+        ax.plot([a['share'] for a in curve], [a[key] for a in curve], color=colour, marker='o', ms=3, label=name)
+    ax.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    ax.legend(frameon=False, labelcolor=INK)
+    return fig
+
 # %% ../nbs/07_evaluate.ipynb #dea7e749
 def plot_errors(
     scores:Mapping, # what `score_predictions` gave
@@ -430,29 +443,32 @@ def plot_errors(
     ax.set_xticks([int(d) for d in scores['errors']], [f'{int(d):+d}' if int(d) else '0' for d in scores['errors']])
     return fig
 
-# %% ../nbs/07_evaluate.ipynb #6ca87695
+# %% ../nbs/07_evaluate.ipynb #3abab206
 def worst_mistakes(
     p:Predictions, # photos of one part
     n:int=12, # how many
 )->list[dict]: # id, label, answer, trust; most confident first
     "Find the most confident wrong answers"
     wrong = np.flatnonzero(p.answers != p.truth)
-    order = sorted(wrong, key=lambda i: (-p.probs[i].max(), p.ids[i]))[:n]
+    order = sorted(wrong, key=lambda i: (-p.trust[i], p.ids[i]))[:n]
     return [dict(id=p.ids[i], label=int(p.labels[i]), answer=p.counts.names[p.answers[i]], trust=_number(p.trust[i])) for i in order]
 
-# %% ../nbs/07_evaluate.ipynb #ac8d8003
-def _thumbnail(path, side=220):
-    "A photo as the data of a small JPEG"
+# %% ../nbs/07_evaluate.ipynb #3bddde9a
+def _thumbnail(path, heat=None, side=220):
+    "A photo, perhaps with its heat, as the data of a small JPEG"
     from PIL import Image
-    img, f = Image.fromarray(read_photo(path, side)), io.BytesIO()
+    photo, f = read_photo(path, side), io.BytesIO()
+    img = Image.fromarray(photo) if heat is None else heat_photo(photo, heat, side)
     img.thumbnail((side, side))
     img.save(f, 'JPEG', quality=72, optimize=True)
     return 'data:image/jpeg;base64,' + base64.b64encode(f.getvalue()).decode()
 
-def _mistake_html(m, data):
+def _mistake_html(m, data, explain=None):
     "One mistake as a figure with its caption"
     said, path = f"{m['label']} in the record, answered {m['answer']}", Path(data or '.')/'bin-images'/f"{m['id']}.jpg"
-    try: pic = f'<img src="{_thumbnail(path)}" alt="Photo {escape(m["id"])}: {escape(said)}">' if data else ''
+    try:
+        pic = f'<img src="{_thumbnail(path)}" alt="Photo {escape(m["id"])}: {escape(said)}">' if data else ''
+        if pic and explain: pic += f'<img src="{_thumbnail(path, explain(path, m["answer"]))}" alt="The same, glowing where the counter looked">'
     except PhotoError as e: pic = f'<p class="gone">{escape(str(e).removeprefix(f"{path}: "))}</p>'
     return f'<figure>{pic}<figcaption><b>{escape(m["id"])}</b><br>{escape(said)}<br>probability {m["trust"]:.3f}</figcaption></figure>'
 
@@ -570,11 +586,27 @@ def _trust_html(scores):
     said = f"Where the model was surest, it said {top['confidence']:.0%} on average and was right in {top['accuracy']:.0%} of {top['photos']:,.0f} photos."
     return f'<div><p>{said}</p>' + _html_table('answers by their probability', ['probability', 'photos', 'said', 'right'], rows) + '</div>'
 
-# %% ../nbs/07_evaluate.ipynb #47645957
+# %% ../nbs/07_evaluate.ipynb #cf639326
 def _figure(fig, name, caption, alt=None):
     "A picture with its caption"
     return f'<figure>{figure_svg(fig, name, alt or caption)}<figcaption>{escape(caption)}</figcaption></figure>'
 
+# %% ../nbs/07_evaluate.ipynb #e3a79ffd
+_HEAT = ' The second picture of each glows where the counter saw what spoke for its answer (Grad-CAM).'
+
+def _abstention_html(scores):
+    "The curve of abstention, and how many intervals hold the label"
+    if 'abstention' not in scores: return ''
+    half = min(scores['abstention'], key=lambda a: abs(a['share'] - .5))
+    said = [f"Answered only where it is surest, {half['share']:.0%} of the photos, it is right in {half['accuracy']:.0%} of them and within one in {half['within_one']:.0%}; the others would go to a person."]
+    if 'intervals' in scores:
+        c, width = scores['intervals']['coverage'], scores['intervals']['width']
+        span = f" (95% interval {c['low']:.1%} to {c['high']:.1%})" if c['low'] is not None else ''
+        said.insert(0, f"The intervals are meant to hold the record for 90% of the photos: they hold {c['value']:.1%}{span}, and are {width:.1f} counts wide on average.")
+    return '<div class="two">' + _figure(plot_abstention(scores), 'abstention', 'Right answers among those given, if only the surest photos are answered. A curve that falls to the right says that trust means something.') + \
+           '<div>' + ''.join(f'<p>{s}</p>' for s in said) + '</div></div>'
+
+# %% ../nbs/07_evaluate.ipynb #67cedf04
 def _plots_html(scores):
     "Recall, reliability and errors"
     recall = ', '.join(f"{n}: {_show('recall', c['recall']['value'])}" for n, c in scores['per_class'].items())
@@ -582,7 +614,7 @@ def _plots_html(scores):
     return _section('counts', 'Each count', '<div class="two">', _figure(plot_recall(scores), 'recall', 'Recall of each count with its 95% interval; n is the number of photos.', f'Recall of each count: {recall}'),
                     _figure(plot_errors(scores), 'errors', 'How far the answers are off. Left of 0 the model counts too few, right of it too many.', f'Photos by answer minus true count: {errors}'), '</div>') + \
            _section('calibration', 'How far to trust it', '<div class="two">', _figure(plot_reliability(scores), 'reliability', 'Bars under the dashed line: the model is surer than it should be. Larger dots stand for more photos.',
-                    f"Reliability diagram, expected calibration error {_show('ece', scores['figures']['ece']['value'])}"), _trust_html(scores), '</div>')
+                    f"Reliability diagram, expected calibration error {_show('ece', scores['figures']['ece']['value'])}"), _trust_html(scores), '</div>', _abstention_html(scores))
 
 def _history_html(history):
     "Learning curves"
@@ -591,7 +623,7 @@ def _history_html(history):
     return _section('learning', 'Learning', '<div class="two">', _figure(plot_history(history), 'loss', f'Loss over {len(history)} epochs. Valid rising while train falls means learning by heart.'),
                     _figure(plot_history(history, ('within_one', 'accuracy'), 'share of valid photos'), 'curve', f"Accuracy and within-one on valid photos after each epoch{end}."), '</div>')
 
-# %% ../nbs/07_evaluate.ipynb #ea14bec1
+# %% ../nbs/07_evaluate.ipynb #23425a2c
 def render_report(
     metrics:Mapping, # what `evaluate` writes to metrics.json
     mistakes:Sequence[Mapping]=(), # what `worst_mistakes` gave
@@ -599,6 +631,7 @@ def render_report(
     card:ModelCard|None=None, # the model's card
     leak:Mapping|None=None, # a leak report
     data:Path|str|None=None, # data folder, for the pictures
+    explain:Callable|None=None, # gives the heat (h, w) of a photo's path and a count's name, for the pictures
 )->str: # a page that needs no other file
     "Write the report as one page of HTML"
     part = 'test' if 'test' in metrics else 'valid'
@@ -607,7 +640,7 @@ def render_report(
     body = [_section('summary', 'Result', f'<p class="lead">{escape(_headline_words(scores, part))}</p>', _bars_html(scores), f'<p class="soft">{escape(metrics["protocol"])}</p>'),
             _section('figures', 'All figures', *(_figures_html(metrics[k], k, k == part) for k in ('test', 'valid') if k in metrics)),
             _history_html(history) if history else '', _section('confusion', 'Which counts are taken for which', _confusion_html(scores, part)), _plots_html(scores)]
-    if mistakes: body.append(_section('worst', 'Worst mistakes', '<p>The most confident wrong answers. Some of these records may be wrong themselves.</p><div class="worst">', *(_mistake_html(m, data) for m in mistakes), '</div>', _licence(card, data)))
+    if mistakes: body.append(_section('worst', 'Worst mistakes', f'<p>The most confident wrong answers. Some of these records may be wrong themselves.{_HEAT if explain else ""}</p><div class="worst">', *(_mistake_html(m, data, explain) for m in mistakes), '</div>', _licence(card, data)))
     body += [_section('leak', 'Leaks between parts', _leak_html(leak)), _section('card', 'The model', _card_html(card)) if card else '',
              _section('repeat', 'How to repeat it', f'<pre>{escape(metrics["repeat"])}</pre><p class="soft">Predictions: SHA-256 {metrics["predictions_sha256"]}</p>')]
     page = ''.join(body)
@@ -640,7 +673,7 @@ def _read_reference(splits, p):
     notes = {part: n for part in ('valid', 'test') if (n := sum(r['part'] == part and r['id'] not in scored for r in used))}
     return [int(r['label']) for r in rows if r['part'] == 'train'], notes
 
-# %% ../nbs/07_evaluate.ipynb #3bd93a33
+# %% ../nbs/07_evaluate.ipynb #12be6893
 def evaluate(
     predictions:Path|str, # `predictions.csv`
     out:Path|str, # folder for `metrics.json` and `report.html`
@@ -649,6 +682,7 @@ def evaluate(
     card:Path|str|None=None, # `card.json`
     leak:Mapping|None=None, # leak report of the split
     data:Path|str|None=None, # data folder, for the pictures of the worst mistakes
+    explain:Callable|None=None, # gives the heat (h, w) of a photo's path and a count's name, for the same
     title:str='Counting items in bins', # heading of the report
     command:str|None=None, # command that made the run, for the report
 )->dict: # what metrics.json holds
@@ -661,11 +695,12 @@ def evaluate(
     times, protocol = _protocol(out/'metrics.json', sha, 'test' in parts)
     metrics = dict(format=1, title=title, counts=str(p.counts), predictions_sha256=sha, test_scored=times, protocol=protocol, baselines_chosen_on=chosen_on,
                    repeat=command or f'python -c "from bin_counter.evaluate import evaluate; evaluate({str(predictions)!r}, {str(out)!r})"', leak=leak)
-    for name, q in parts.items():
-        metrics[name] = score_predictions(q, reference)
-        if name in unscored: metrics[name]['notes'].append(f'{unscored[name]} photos of {name} in splits.csv have no prediction')
     model, rows = read_card(card) if card else None, _read_history(history) if history else []
-    page = render_report(metrics, worst_mistakes(parts.get('test', p)), rows, model, leak, data)
+    mass = model and model.calibration.get('mass')
+    for name, q in parts.items():
+        metrics[name] = score_predictions(q, reference) | dict(abstention=abstention(q)) | (dict(intervals=interval_figures(q, mass)) if mass else {})
+        if name in unscored: metrics[name]['notes'].append(f'{unscored[name]} photos of {name} in splits.csv have no prediction')
+    page = render_report(metrics, worst_mistakes(parts.get('test', p)), rows, model, leak, data, explain)
     write_json(out/'metrics.json', metrics)
     with atomic_write(out/'report.html') as f: f.write(page)
     return metrics

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEMBERS', 'MAX_MEMBER', 'PHOTO_SUFFIXES', 'export_onnx', 'check_parity', 'build_package', 'Package', 'answer_of',
-           'count_photo', 'find_photos', 'Counted', 'count_photos', 'write_counts']
+           'count_photo', 'count_after', 'find_photos', 'Counted', 'count_photos', 'write_counts']
 
-# %% ../nbs/09_package.ipynb #2c66c505
+# %% ../nbs/09_package.ipynb #12ba8a92
 import glob, gzip, io, json, tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .core import Counts, DataError, ModelCard, PackageError, PhotoError, atomic_write, bytes_hash, in_threads, make_answer, os_error, write_csv
 from .model import preprocess_bytes
+from .pairs import sharpen
 
 # %% ../nbs/09_package.ipynb #1d281c78
 def _anonymous(proto):
@@ -194,6 +195,25 @@ def count_photo(
 )->dict: # the answer
     "Count the items in one photo"
     return answer_of(package, package.probs(preprocess_bytes(data, package.card.preprocess, name)[None])[0], recorded)
+
+# %% ../nbs/09_package.ipynb #63531f84
+def count_after(
+    package:Package, # a counter
+    after:bytes, # content of the photo to count
+    before:bytes, # content of an earlier photo of the same bin
+    before_count:int, # what was in the bin then
+    recorded:int|None=None, # quantity in the record, where it is to be checked
+)->dict: # the answer, with `before`: the earlier count, and the probabilities of the photo alone
+    "Count the items in a photo, given an earlier one whose count is known"
+    import numpy as np
+    c = package.card
+    known = c.calibration.get('pairs')
+    if not known: raise PackageError('this counter has learnt nothing about pairs: its validation photos held too few of them; train on more photos that show one bin twice')
+    x = np.stack([preprocess_bytes(data, c.preprocess, name) for data, name in ((after, 'photo'), (before, 'earlier photo'))])
+    alone, earlier = package.probs(x).tolist()
+    probs = sharpen(alone, earlier, before_count, known, c.counts)
+    answer = make_answer(probs, c.counts, recorded, c.review_below, c.alarm_at, known['mass'], c.credit, package.model)
+    return {**answer, 'before': dict(count=before_count, probs_alone={n: round(p, 6) for n, p in zip(c.counts.names, alone)})}
 
 # %% ../nbs/09_package.ipynb #02c96837
 PHOTO_SUFFIXES = ('.jpg', '.jpeg', '.png')

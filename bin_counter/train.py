@@ -6,10 +6,10 @@
 __all__ = ['PRESETS', 'HISTORY_COLUMNS', 'TrainConfig', 'preset_config', 'soft_targets', 'SoftCrossEntropy', 'accuracy',
            'within_one', 'mae', 'CpuMixedPrecision', 'SeedEpochs', 'WeightAverage', 'shipped_weights', 'make_learner',
            'log_loss', 'fit_temperature', 'conformal_mass', 'calibrate', 'KeepRun', 'find_lr', 'fit', 'predict',
-           'data_hash', 'wide_counts', 'WideHead', 'train_net', 'prediction_columns', 'write_predictions', 'train',
-           'config_from_hps', 'main']
+           'data_hash', 'wide_counts', 'WideHead', 'train_net', 'prediction_columns', 'write_predictions',
+           'learn_pairs', 'train', 'config_from_hps', 'main']
 
-# %% ../nbs/06_train.ipynb #64866ed8
+# %% ../nbs/06_train.ipynb #f6f04f5d
 import hashlib, json, os, random, time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,6 +26,7 @@ from .core import (BinCounterError, ConfigError, ContainerPaths, Counts, DataErr
                               mass_before, progress, write_csv)
 from .model import normalise, softmax
 from .net import BinNet, Ensemble, ServedNet, Tail, TimmBody, cut_net, pretrained_net, save_model
+from .pairs import FEWEST, difference_prior, find_pairs, fit_pairs, sharpen
 from .splits import EXTRA
 
 # %% ../nbs/06_train.ipynb #ef3321d4
@@ -41,7 +42,7 @@ from fastai.metrics import AvgMetric
 from fastai.optimizer import Adam
 from fastcore.basics import patch
 
-# %% ../nbs/06_train.ipynb #68846107
+# %% ../nbs/06_train.ipynb #d10effed
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     "Everything that decides how a counter is trained"
@@ -76,8 +77,7 @@ class TrainConfig:
     seed:int=0 # of weights, order, augmentation and mixup
 
     def __post_init__(self):
-        object.__setattr__(self, 'views', tuple(self.views))
-        Counts.parse(self.counts), Preprocess(self.size, self.fit)
+        object.__setattr__(self, 'views', tuple(self.views)), Counts.parse(self.counts), Preprocess(self.size, self.fit)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed: raise ConfigError(f'{name} {getattr(self, name)!r}: choose {", ".join(allowed)}')
         if not (self.trained in ('head', 'upper', 'all') or self.trained.isdigit() and int(self.trained) > 0): raise ConfigError(f"trained {self.trained!r}: choose 'head', 'upper', 'all' or a number of blocks")
@@ -562,7 +562,26 @@ def write_predictions(
                                **{f'p{n}': f'{v:.6f}' for n, v in zip(counts.names, p)})
     write_csv(path, [row(s, p) for s, p in zip(samples, probs, strict=True) if not np.isnan(p).any()], prediction_columns(counts))
 
-# %% ../nbs/06_train.ipynb #55650663
+# %% ../nbs/06_train.ipynb #080117f0
+def learn_pairs(
+    samples:Sequence[Sample], # all parts
+    valid:Sequence[Sample], # validation photos that could be read
+    probs:np.ndarray, # of those, after the temperature, shape (n, k)
+    counts:Counts, # what the classes stand for
+    credit:float=0.0, # as in the card
+)->dict: # `pairs` for the card's calibration; nothing where there are too few
+    "Fit the use of an earlier photo on validation pairs"
+    seen = [s for s in samples if s.part in ('train', EXTRA)]
+    differences = [seen[a].label - seen[b].label for b, a in find_pairs([s.id for s in seen], [s.group for s in seen])]
+    pairs = find_pairs([s.id for s in valid], [s.group for s in valid])
+    if len(pairs) < FEWEST: return {}
+    before, after = (np.array(t) for t in zip(*pairs))
+    classes, labels = np.array([counts.index(valid[a].label) for a in after]), [valid[b].label for b in before]
+    known = fit_pairs(probs[after], probs[before], labels, classes, difference_prior(differences), counts)
+    sharper = np.array([sharpen(a, b, n, known, counts) for a, b, n in zip(probs[after], probs[before], labels)])
+    return dict(pairs=dict(known, mass=calibrate(sharper, classes, credit=credit)['mass']))
+
+# %% ../nbs/06_train.ipynb #6581441d
 def train(
     samples:Sequence[Sample], # all parts, from `read_samples` or `channel_samples`
     config:TrainConfig, # settings
@@ -587,12 +606,13 @@ def train(
                     photos={p: sum(s.part == p for s in samples) for p in ('train', 'valid', 'test')}, versions=_versions(),
                     chosen_on='validation: best epoch and temperature; the test part is only predicted, once, after training')
     temperature = round(fit_temperature(logits[valid], y[valid]), 4)
-    known = calibrate(softmax(logits[valid], temperature), y[valid], credit=card.credit)
+    probs = softmax(logits, temperature)
+    known = calibrate(probs[valid], y[valid], credit=card.credit) | learn_pairs(samples, [s for s, v in zip(held, valid) if v], probs[valid], card.counts, card.credit)
     card = replace(card, temperature=temperature, calibration=known, alarm_at=known['mismatch_quantiles'][95], training=training, data_licence=data_licence)
     skipped = info['skipped'] + [dict(id=held[i].id, reason=why) for i, why in bad.items() if held[i].part == 'test']
     write_csv(out/'skipped.csv', skipped, ['id', 'reason'])
     if skipped: log(f'{len(skipped)} photos could not be read and were left out: see {out/"skipped.csv"}')
-    write_predictions(out/'predictions.csv', held, softmax(logits, card.temperature), card.counts, card.credit)
+    write_predictions(out/'predictions.csv', held, probs, card.counts, card.credit)
     card = save_model(model, net, card)
     if tidy: _remove_others(info['checkpoints'])
     return card

@@ -200,3 +200,28 @@ def test_explain_draws_one_photo_and_refuses_others(run, bins, tmp_path, capsys,
         name = tmp_path/('other.png' if 'one' in why else 'other.gif')
         status, _, err = call(capsys, monkeypatch, 'bin_count', *argv, '--package', package, '--explain', name)
         assert status == 1 and why in err and not name.exists()
+
+
+def test_an_earlier_photo_needs_its_count_and_a_counter_that_knows_pairs(run, bins, tmp_path, capsys, monkeypatch):
+    "The tiny run has too few pairs to learn from; with pairs in its card, the answer changes and says what the photo alone gave"
+    import io, tarfile
+    from bin_counter.pairs import difference_prior
+    photos = sorted((bins/'bin-images').iterdir())
+    for argv, why in ([['--before', photos[0]], 'give both'], [['--before-count', '3'], 'give both'], [['--before', photos[0], '--before-count', '3'], 'learnt nothing about pairs']):
+        status, _, err = call(capsys, monkeypatch, 'bin_count', photos[1], '--package', run/'model.tar.gz', *argv)
+        assert status == 1 and why in err
+    knows = tmp_path/'knows.tar.gz'
+    with tarfile.open(run/'model.tar.gz') as old, tarfile.open(knows, 'w:gz') as new:
+        for m in old:
+            content = old.extractfile(m).read()
+            if m.name == 'card.json':
+                card = json.loads(content)
+                card['calibration']['pairs'] = dict(weights=[1., 1., .5, .1], prior=difference_prior([-1]*20), pairs=50, mass=.9)
+                content = json.dumps(card).encode()
+            m.size = len(content)
+            new.addfile(m, io.BytesIO(content))
+    status, out, _ = call(capsys, monkeypatch, 'bin_count', photos[1], '--package', knows, '--json', '--before', photos[0], '--before-count', '4')
+    answer = json.loads(out)
+    assert status == 0 and answer['before']['count'] == 4 and answer['count'] == 3 and answer['probs'] != answer['before']['probs_alone']
+    status, _, err = call(capsys, monkeypatch, 'bin_count', photos[1], '--package', knows, '--before', tmp_path/'none.jpg', '--before-count', '4')
+    assert status == 1 and 'none.jpg' in err

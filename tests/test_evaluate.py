@@ -283,7 +283,7 @@ def test_the_report_is_one_safe_accessible_page(run):
     assert all(a['href'][1:] in ids for a in page.all('a'))
     assert all(a.get('scope') in ('col', 'row') for a in page.all('th')) and len(page.all('caption')) == len(page.all('table'))
     assert len(page.all('img')) == 10 and all(a['alt'].startswith('Photo ') for a in page.all('img'))
-    assert all(a.get('aria-label') and a.get('role') == 'img' for a in page.all('svg')) and len(page.all('svg')) == 5
+    assert all(a.get('aria-label') and a.get('role') == 'img' for a in page.all('svg')) and len(page.all('svg')) == 6
     assert 'no such file' in text and 'not a JPEG or PNG' in text # two photos that cannot be shown say why
     assert len(text) < 2_000_000
     assert json.loads((run/'out/metrics.json').read_text()) == json.loads(json.dumps(m))

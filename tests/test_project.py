@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))
-SHARED = {'core', 'photo', 'figure', 'splits', 'scene', 'model', 'net', 'cache', 'trials'} # what a stage may import; everything else is a stage
+SHARED = {'core', 'photo', 'figure', 'splits', 'scene', 'model', 'net', 'watch', 'pairs', 'cache', 'trials'} # what a stage may import; everything else is a stage
 
 
 def cells(path): return json.loads(path.read_text())['cells']
@@ -40,8 +40,8 @@ def test_a_module_imports_only_earlier_ones_and_a_stage_no_stage(name):
 
 
 @pytest.mark.parametrize('name, allowed', [
-    ('core', set()), ('photo', set()), ('figure', set()), ('splits', set()), ('data', set()), ('scene', set()), ('synth', set()), ('explore', set()), ('balance', set()), ('model', set()),
-    ('package', set()), ('audit', set()), ('labels', set()), ('trials', set()), ('tune', set()), ('evaluate', {'numpy'}), ('cli', {'fastcore'}), ('net', {'torch', 'torchvision'}), ('cache', {'numpy', 'torch', 'fastai', 'fastcore'}), ('train', {'numpy', 'torch', 'fastai', 'fastcore'})])
+    ('core', set()), ('photo', set()), ('figure', set()), ('splits', set()), ('data', set()), ('scene', set()), ('synth', set()), ('explore', set()), ('balance', set()), ('model', set()), ('pairs', set()),
+    ('package', set()), ('audit', set()), ('labels', set()), ('trials', set()), ('tune', set()), ('evaluate', {'numpy'}), ('cli', {'fastcore'}), ('net', {'torch', 'torchvision'}), ('watch', {'torch', 'fastai', 'fastcore'}), ('cache', {'numpy', 'torch', 'fastai', 'fastcore'}), ('train', {'numpy', 'torch', 'fastai', 'fastcore'})])
 def test_third_party_at_import(name, allowed):
     assert imports(name)[1] <= allowed
 
