@@ -80,7 +80,10 @@ def run_one(name, fold):
         memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6, photos=sum(r.part in ('train', EXTRA) for r in used), machine=machine()))
 
 
-def folder(name, fold): return out/name/f'fold{fold}'
+def home(name): return out/(name if args.share == 1 else f'{name}-{args.share:g}')
+
+
+def folder(name, fold): return home(name)/f'fold{fold}'
 
 
 def key_of(name, fold):
@@ -124,8 +127,9 @@ def row_of(name, folds, first):
     show = '' if not diff else f"{100*diff['accuracy']['difference']:+.1f} ({100*diff['accuracy']['low']:+.1f} to {100*diff['accuracy']['high']:+.1f})"
     line = [name, percent(f['accuracy']), percent(f['within_one']), f"{f['mae']['value']:.3f}", f"{f['rmse']['value']:.3f} ({f['rmse']['low']:.3f}-{f['rmse']['high']:.3f})",
             f"{f['kappa']['value']:.3f}", f"{100*f['ece']['value']:.1f}", f'{100*cover:.1f}', f'{width:.2f}', f'{seconds:.0f}', f'{memory:.1f}', show]
-    write_csv(out/name/'oof.csv', [dict(id=i, part='test', label=int(l), group=g, count=counts.values[a], **{f'p{n}': f'{v:.6f}' for n, v in zip(counts.names, q)})
-                                   for i, l, g, a, q in zip(p.ids, p.labels, p.groups, p.answers, p.probs)])
+    write_csv(home(name)/'oof.csv', [dict(id=i, part='test', label=int(l), group=g, count=counts.values[a], **{f'p{n}': f'{v:.6f}' for n, v in zip(counts.names, q)})
+                                   for i, l, g, a, q in zip(p.ids, p.labels, p.groups, p.answers, p.probs)],
+              ['id', 'part', 'label', 'group', 'count', *(f'p{n}' for n in counts.names)])
     return line, p, dict(recipe=name, folds=list(folds), scores=scores, coverage=cover, width=width, seconds=seconds, memory=memory, photos=len(p), first=diff)
 
 
@@ -151,8 +155,9 @@ def main():
     text = table(['recipe', 'exact % (95%)', 'within one %', 'MAE', 'RMSE', 'QWK', 'ECE %', '90% intervals hold %', 'counts wide', 's a fold', 'GB', f'exact against {args.recipes[0]}'], lines)
     print(text)
     print('\ntrivial answers: ' + json.dumps(base))
-    write_json(out/'quality.json', dict(arguments={k: v for k, v in vars(args).items() if k != 'one'}, machine=machine(), results=all_))
-    (out/'quality.md').write_text(text + '\n')
+    kind = '' if args.share == 1 else f'-{args.share:g}'
+    write_json(out/f'quality{kind}.json', dict(arguments={k: v for k, v in vars(args).items() if k != 'one'}, machine=machine(), results=all_))
+    (out/f'quality{kind}.md').write_text(text + '\n')
 
 
 if args.one: run_one(args.one[0], int(args.one[1]))

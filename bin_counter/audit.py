@@ -213,12 +213,12 @@ def _check_held_out(probs, labels, groups, counts, reference, wrong_share):
     if not classes: raise DataError(f'no reference label is within the counts {counts}: give the labels of the training photos')
     return np.bincount(classes, minlength=len(counts))/len(classes)
 
-# %% ../nbs/11_audit.ipynb #0e449ac9
+# %% ../nbs/11_audit.ipynb #4f2cc76c
 def audit_power(
     probs:'np.ndarray', # probabilities for n held-out photos, shape (n, k)
     labels:Sequence[int], # their records, taken as right, within the counts
     groups:Sequence[str], # related photos share a group
-    threshold:float, # alarms are raised above it; fitted on validation, never on these photos
+    threshold:float|Sequence[float], # alarms are raised above it; fitted on validation, never on these photos; one a photo where several counters share the work
     reference:Sequence[int], # labels from which the control learns what is rare, usually those of training
     counts:Counts=Counts(), # what the columns stand for
     wrong_share:float=0.05, # share of wrong records that is assumed for the precision, 0 to 1
@@ -230,12 +230,13 @@ def audit_power(
     probs = np.asarray(probs, float)
     prior, wrong = _check_held_out(probs, labels, groups, counts, reference, wrong_share), wrong_records(labels, counts)
     truth = np.array([counts.index(int(n)) for n in labels])
-    own = _photo_sums((np.round(1 - probs, 6) > threshold).astype(float), truth, wrong)
+    above = np.broadcast_to(threshold, len(truth))
+    own = _photo_sums((np.round(1 - probs, 6) > above[:, None]).astype(float), truth, wrong)
     blind = control_alarms(prior, np.bincount(truth, minlength=len(counts))/len(truth), own[:, 1].mean())
     control = _photo_sums(np.tile(blind, (len(truth), 1)), truth, wrong)
     total, drawn, n = _drawn(np.hstack([own, control]), groups, draws, seed)
     false_alarms, kinds = _power_figures(total, drawn, wrong, wrong_share)
-    return dict(photos=len(truth), groups=n, threshold=threshold, wrong_share=wrong_share, false_alarms=false_alarms, kinds=kinds)
+    return dict(photos=len(truth), groups=n, threshold=float(np.mean(above)), wrong_share=wrong_share, false_alarms=false_alarms, kinds=kinds)
 
 # %% ../nbs/11_audit.ipynb #027fbd6e
 def _percent(f):

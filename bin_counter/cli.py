@@ -314,13 +314,13 @@ def _settings(given):
     if unknown: raise ConfigError(f'no such setting: {", ".join(unknown)}: see bin_counter.train.TrainConfig')
     return out
 
-# %% ../nbs/20_cli.ipynb #8af07ac4
-def _train(out, data, hps, licence):
+# %% ../nbs/20_cli.ipynb #d3db606f
+def _train(out, data, hps, licence, watch=()):
     "Call the container's entry point with folders of this run"
     from bin_counter.train import main
     env = dict(SM_CHANNEL_DATA=str(data), SM_CHANNEL_SPLITS=str(out), SM_MODEL_DIR=str(out), SM_OUTPUT_DATA_DIR=str(out),
                SM_CHECKPOINT_DIR=str(out/'work'), SM_HPS=json.dumps(hps), BIN_COUNTER_DATA_LICENCE=licence)
-    main(env)
+    main(env | {f'BIN_COUNTER_{name.upper()}': '1' for name in watch})
 
 # %% ../nbs/20_cli.ipynb #c1187ea3
 def _accuracy_line(metrics):
@@ -339,8 +339,14 @@ def _pack(out):
     build_package(out, out/'model.tar.gz')
     return f'{out}/model.tar.gz, {(out/"model.tar.gz").stat().st_size/1e6:.1f} MB'
 
-# %% ../nbs/20_cli.ipynb #6fd9ba6f
-def _run_all(data, out, hps, split, ratios, balance, licence, dry_run):
+# %% ../nbs/20_cli.ipynb #5a7d001c
+def _need_tensorboard(out):
+    "Fail at once where TensorBoard is wanted and not installed"
+    from bin_counter.watch import TensorBoardWriter
+    TensorBoardWriter(Path(out)/'tensorboard')
+
+# %% ../nbs/20_cli.ipynb #745d0ba8
+def _run_all(data, out, hps, split, ratios, balance, licence, dry_run, watch=()):
     "The stages of `bin_run`, in order"
     from bin_counter.balance import parse_ratios
     from bin_counter.train import config_from_hps
@@ -348,19 +354,20 @@ def _run_all(data, out, hps, split, ratios, balance, licence, dry_run):
     parse_ratios(ratios)
     if not data.is_dir(): raise DataError(f'{data}: no such folder: make one with bin_data or bin_synth')
     if dry_run: return print(json.dumps(dict(data=str(data), out=str(out), split=split, ratios=ratios, balance=balance, training=asdict(config)), indent=1))
+    if 'tensorboard' in watch: _need_tensorboard(out)
     stages, licence = Stages(out), licence or _licence(data)
     how = dict(by=split, ratios=ratios, balance=balance, seed=hps['seed'], counts=str(counts))
     stages.run('index', [_listing(data)], ['manifest.csv'], lambda: _index(data, out))
     stages.run('look', [_hash(out/'manifest.csv')], ['quality.csv'], lambda: _look(data, out))
     stages.run('split', [_hash(out/'manifest.csv'), _hash(out/'quality.csv'), how], ['splits.csv', 'leak.json'], lambda: _split(out, counts, split, ratios, balance, hps['seed']))
-    stages.run('train', [_hash(out/'splits.csv'), asdict(config), _hash(config.weights), licence], ['model.pth', 'card.json', 'predictions.csv', 'history.csv'], lambda: _train(out, data, hps, licence))
+    stages.run('train', [_hash(out/'splits.csv'), asdict(config), _hash(config.weights), licence], ['model.pth', 'card.json', 'predictions.csv', 'history.csv'], lambda: _train(out, data, hps, licence, watch))
     line = _typed(dict(data=data, out=out, split=split, ratios=ratios, balance=balance, data_licence=licence) | hps)
     stages.run('evaluate', [_hash(out/'predictions.csv'), _hash(out/'card.json')], ['metrics.json', 'report.html'], lambda: _evaluate(out, data, line) and None)
     stages.run('package', [_hash(out/'model.pth'), _hash(out/'card.json')], ['model.tar.gz'], lambda: _pack(out))
     print('\n' + _accuracy_line(read_json(out/'metrics.json')))
     print(f'report:   {out}/report.html\npackage:  {out}/model.tar.gz\nnext:     bin_count --package {shlex.quote(str(out))}/model.tar.gz PHOTO')
 
-# %% ../nbs/20_cli.ipynb #00aa2309
+# %% ../nbs/20_cli.ipynb #d0cbbaaf
 @command(required=('data', 'out'), many=('set',))
 def bin_run(
     data:str=None, # data folder: bin-images/, metadata/
@@ -380,6 +387,8 @@ def bin_run(
     seed:int=0, # of split, weights and order
     set:str=None, # any other settings of TrainConfig, as name=value
     data_licence:str='', # licence of the photos, for the model card; default: what LICENCE.txt in the data folder says
+    tensorboard:bool=False, # also write a TensorBoard log of the training to OUT/tensorboard
+    profile:bool=False, # also record a few training steps with torch's profiler, to OUT/profile; a training that is done is not done again for it
     where:str='local', # 'local'
     dry_run:bool=False, # only say what would be done
 ):
@@ -387,7 +396,8 @@ def bin_run(
     if where != 'local': raise ConfigError(f"--where {where}: this version runs on one machine: use --where local")
     given = dict(arch=arch, weights=weights, counts=counts, epochs=epochs, size=size, batch_size=batch_size, lr=lr, trained=trained, seed=seed)
     hps = {**{k: v for k, v in given.items() if v is not None}, 'preset': preset, **(_settings(set) if set else {})}
-    return _run_all(Path(data), Path(out), hps, split, ratios, balance or ('undersample' if preset == 'classic' else 'none'), data_licence, dry_run)
+    return _run_all(Path(data), Path(out), hps, split, ratios, balance or ('undersample' if preset == 'classic' else 'none'), data_licence, dry_run,
+                    [name for name, on in (('tensorboard', tensorboard), ('profile', profile)) if on])
 
 # %% ../nbs/20_cli.ipynb #600fe237
 def _tune_split(data, out, counts, ratios, balance, seed):

@@ -237,7 +237,7 @@ def _with_draws(p, draws, seed):
     drawn = _draw_sums(sums, draws if len(sums) > 1 else 0, seed) if len(sums) > 1 and draws else np.empty((0, n + k*k))
     return (sums.sum(0)[:n], drawn[:, :n]), (sums.sum(0)[n:].reshape(k, k), drawn[:, n:].reshape(-1, k, k)), len(sums)
 
-# %% ../nbs/07_evaluate.ipynb #eeaef8ef
+# %% ../nbs/07_evaluate.ipynb #61464d07
 def interval_figures(
     p:Predictions, # photos to score
     mass:float, # what the intervals of this counter gather: `mass` of the card's calibration
@@ -249,7 +249,7 @@ def interval_figures(
     values = np.minimum(p.labels, p.counts.high)
     held = np.array([lo <= v <= hi for (lo, hi), v in zip(spans, values)], float)
     sums = _group_sums(np.stack([np.ones(len(p)), held], 1), p.groups)
-    drawn = _draw_sums(sums, draws, seed) if len(sums) > 1 else np.empty((0, 2))
+    drawn = _draw_sums(sums, draws, seed) if draws and len(sums) > 1 else np.empty((0, 2))
     return dict(coverage=_interval(held.mean(), drawn[:, 1]/drawn[:, 0]), width=float(np.mean([hi - lo + 1 for lo, hi in spans])))
 
 # %% ../nbs/07_evaluate.ipynb #5286e867

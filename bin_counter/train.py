@@ -9,12 +9,13 @@ __all__ = ['PRESETS', 'HISTORY_COLUMNS', 'TrainConfig', 'preset_config', 'soft_t
            'data_hash', 'wide_counts', 'WideHead', 'train_net', 'prediction_columns', 'write_predictions',
            'learn_pairs', 'train', 'config_from_hps', 'main']
 
-# %% ../nbs/06_train.ipynb #f6f04f5d
+# %% ../nbs/06_train.ipynb #3be286e0
 import hashlib, json, os, random, time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from .model import normalise, softmax
 from .net import BinNet, Ensemble, ServedNet, Tail, TimmBody, cut_net, pretrained_net, save_model
 from .pairs import FEWEST, difference_prior, find_pairs, fit_pairs, sharpen
 from .splits import EXTRA
+from .watch import OneLine, Watcher, watch_options, watchers
 
 # %% ../nbs/06_train.ipynb #ef3321d4
 # fastai comes after `net`, which prepares torchvision
@@ -267,8 +269,8 @@ def calibrate(
     mismatch = np.quantile(1 - probs[np.arange(len(classes)), classes], np.linspace(0, 1, 101))
     return dict(photos=len(classes), level=level, mass=round(conformal_mass(before, level), 6), mismatch_quantiles=[round(float(q), 6) for q in mismatch])
 
-# %% ../nbs/06_train.ipynb #aacba48c
-class KeepRun(Callback):
+# %% ../nbs/06_train.ipynb #92f6ed27
+class KeepRun(OneLine):
     "Write checkpoint and history after every epoch, keep the best weights, stop early"
     order = 70
     def __init__(self,
@@ -497,7 +499,7 @@ def _loaders(cache, samples, card, config, wide, unused=()):
     return (CacheLoader(rows=rows, targets=soft, train=True, augment=config.augment, drop_last=len(rows) > config.batch_size, **common),
             CacheLoader(rows=held, targets=soft_targets(classes(held, card.counts), len(card.counts)), train=False, **common))
 
-# %% ../nbs/06_train.ipynb #43bce1ba
+# %% ../nbs/06_train.ipynb #c14bba98
 def _member_seed(seed, m):
     "Seed of the `m`-th member: the first has the run's own"
     return seed if m == 0 else int.from_bytes(hashlib.sha256(f'{seed} member {m}'.encode()).digest()[:4], 'big')
@@ -519,19 +521,23 @@ def _train_member(m, seen, also, config, work, history, log, cbs):
     same = replace(config, members=1, credit=0., views=('plain',)) # what does not touch the training of a member is not in its key
     key = bytes_hash(json.dumps([asdict(same), data_hash(seen), replace(card, views=same.views, credit=0.).to_dict()], sort_keys=True).encode())
     keep = KeepRun(work/'checkpoints'/f'{key[:16]}.pth', key, history, config.monitor, config.patience, log)
-    state = fit(make_learner(tail, *_loaders(cache, cached, card, config, wide, {s.id for s in also}), config, cbs), config, keep)
+    watched = list(cbs(m) if callable(cbs) else cbs)
+    try: state = fit(make_learner(tail, *_loaders(cache, cached, card, config, wide, {s.id for s in also}), config, watched), config, keep)
+    finally:
+        for cb in watched:
+            if isinstance(cb, Watcher): cb.close()
     tail.load_state_dict(state['best'])
     if extra: net.head[-1] = net.head[-1].narrow()
     return net.cpu().eval(), card, k, dict(best_epoch=state['best_epoch'] + 1, epochs=len(state['rows']), bad={cached[i].id: why for i, why in cache.bad.items()}, checkpoint=keep.path)
 
-# %% ../nbs/06_train.ipynb #7aad7095
+# %% ../nbs/06_train.ipynb #5d9622e0
 def train_net(
     samples:Sequence[Sample], # all parts; test photos are not touched here
     config:TrainConfig, # settings
     work:Path|str, # for cache and checkpoints
     history:Path|str, # `history.csv` to write, of the first member; others get `history2.csv` and so on beside it
     log:Callable=print, # gets progress lines
-    cbs:Sequence[Callback]=(), # more callbacks of fastai, such as checks, TensorBoard, or a tuner that stops a hopeless run
+    cbs:Sequence[Callback]|Callable=(), # more callbacks of fastai, such as checks, or a tuner that stops a hopeless run; or a function of the member's number
     also:Sequence[Sample]=(), # photos to cache and to do nothing else with: the folds of a cross-validation then share one cache
 )->tuple[BinNet|Ensemble, ModelCard, dict]: # trained network, its card, and what happened
     "Train a counter, choosing the epoch on validation"
@@ -581,7 +587,7 @@ def learn_pairs(
     sharper = np.array([sharpen(a, b, n, known, counts) for a, b, n in zip(probs[after], probs[before], labels)])
     return dict(pairs=dict(known, mass=calibrate(sharper, classes, credit=credit)['mass']))
 
-# %% ../nbs/06_train.ipynb #6581441d
+# %% ../nbs/06_train.ipynb #62487f1a
 def train(
     samples:Sequence[Sample], # all parts, from `read_samples` or `channel_samples`
     config:TrainConfig, # settings
@@ -590,6 +596,7 @@ def train(
     work:Path|str|None=None, # for cache and checkpoints; default `out`
     data_licence:str='', # licence of the photos, for the card
     log:Callable=print, # gets progress lines
+    watch:Mapping[str, bool]=MappingProxyType({}), # what else than checks is wanted of `watchers`: tensorboard, profile
     cbs:Sequence[Callback]=(), # more callbacks for `train_net`
     also:Sequence[Sample]=(), # photos to cache for other folds, see `train_net`
     tidy:bool=True, # remove checkpoints of other settings when it is done?
@@ -597,7 +604,7 @@ def train(
     "Train, calibrate on validation, predict validation and test, and write it all"
     out, model, work = Path(out), Path(model or out), Path(work or out)
     _tidy(out, model, work, work/'cache', work/'checkpoints')
-    net, card, info = train_net(samples, config, work, out/'history.csv', log, cbs, also)
+    net, card, info = train_net(samples, config, work, out/'history.csv', log, lambda m: [*watchers(out, log=log, member=m, **watch), *cbs], also)
     held = [s for s in samples if s.part in ('valid', 'test')]
     logits, bad = predict(net, card, held)
     y = np.array([card.counts.index(s.label) for s in held])
@@ -634,7 +641,7 @@ def config_from_hps(
     given = {k: value(k, v) for k, v in hps.items() if k in types}
     return preset_config(given.pop('preset', 'best'), **given)
 
-# %% ../nbs/06_train.ipynb #2a8b92f6
+# %% ../nbs/06_train.ipynb #119f2339
 def _container_samples(channels):
     "Samples from whichever channels a container was given"
     if 'splits' in channels and 'data' in channels: return read_samples(channels['splits']/'splits.csv', channels['data'])
@@ -649,5 +656,6 @@ def main(
     try: hps = json.loads(env.get('SM_HPS') or '{}')
     except ValueError as e: raise ConfigError(f'SM_HPS is not JSON ({e}): write it as {{"epochs": 3}}') from e
     config = config_from_hps(hps)
-    card = train(_container_samples(paths.channels), config, paths.output, paths.model, paths.checkpoints, env.get('BIN_COUNTER_DATA_LICENCE', ''))
+    card = train(_container_samples(paths.channels), config, paths.output, paths.model, paths.checkpoints, env.get('BIN_COUNTER_DATA_LICENCE', ''),
+                 watch=watch_options(env))
     print(f'wrote {paths.model}/model.pth and card.json ({card.arch}, counts {card.counts})')
