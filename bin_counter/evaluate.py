@@ -550,7 +550,7 @@ def _card_html(card):
     whole = escape(json.dumps({k: v for k, v in card.to_dict().items() if k != 'metrics'}, indent=1, sort_keys=True, ensure_ascii=False, default=str))
     return _html_table('what the model is', ['', 'value'], rows, 'card') + f'<details><summary>card.json</summary><pre>{whole}</pre></details>'
 
-# %% ../nbs/07_evaluate.ipynb #77908920
+# %% ../nbs/07_evaluate.ipynb #45c85965
 _CSS = """
 :root{color-scheme:light dark;--bg:#fff;--ink:#1b2128;--soft:#59636e;--line:#d8dde2;--panel:#f4f6f8;--blue:#2f7bc0;--orange:#c8641b;--grey:#8a94a0;--warn:#fff4e5}
 @media (prefers-color-scheme:dark){:root{--bg:#14181d;--ink:#e7ebef;--soft:#a5afb9;--line:#353d46;--panel:#1c2229;--blue:#5aa5e6;--orange:#ee9450;--grey:#7b8690;--warn:#3a2a17}}
@@ -572,7 +572,7 @@ figure{margin:0} svg{display:block;width:100%;height:auto;max-width:560px;font-f
 th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap} th[scope=row],th:first-child{text-align:left;font-weight:600} thead th{font-size:.85rem;color:var(--soft);font-weight:600;vertical-align:bottom}
 .card td,.card th{text-align:left;white-space:normal;overflow-wrap:anywhere} th small{display:block;font-weight:400;color:var(--soft);font-size:.85rem} .figures th[scope=row]{white-space:normal;min-width:10em}
 .heat td{text-align:center;min-width:4.2em} .heat td:last-child{font-weight:600} .heat thead th{text-align:center} table.heat{width:auto}
-.worst{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:18px} .worst img{display:block;width:100%;height:170px;object-fit:contain;background:var(--panel);border-radius:6px} .gone{background:var(--panel);border-radius:6px;height:170px;overflow:auto;margin:0;padding:12px;color:var(--soft);font-size:.9rem}
+.worst{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:18px} .worst img+img{margin-top:6px} .worst img{display:block;width:100%;height:170px;object-fit:contain;background:var(--panel);border-radius:6px} .gone{background:var(--panel);border-radius:6px;height:170px;overflow:auto;margin:0;padding:12px;color:var(--soft);font-size:.9rem}
 pre{background:var(--panel);padding:12px 14px;border-radius:6px;overflow-x:auto;font-size:.85rem} summary{cursor:pointer;margin:8px 0}
 @media (max-width:560px){body{font-size:15px} .lead{font-size:1.08rem} .row{grid-template-columns:1fr 4em;gap:2px 10px} .row span{grid-column:1/-1} .worst{grid-template-columns:1fr 1fr} th,td{padding:6px 6px;font-size:.9rem} .figures th[scope=row]{min-width:10em;position:sticky;left:0;background:var(--bg)} .heat td{min-width:2.4em} .worst img,.gone{height:130px}}
 @media print{:root{--bg:#fff;--ink:#000;--soft:#444;--line:#bbb;--panel:#f1f1f1;--blue:#2f7bc0;--orange:#c8641b;--grey:#8a94a0;--warn:#fff} nav,footer{display:none} .two{grid-template-columns:1fr 1fr} .worst{grid-template-columns:repeat(4,1fr)} .worst img,.gone{height:110px} section{padding:14px 0} table{font-size:9pt} figure,tr,.row{break-inside:avoid} h2{break-after:avoid} .scroll{overflow:visible;break-inside:avoid} th,td{padding:3px 6px} body{font-size:11pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}}

@@ -58,7 +58,7 @@ def figure_svg(
     for colour, var in ((INK, 'ink'), (BLUE, 'blue'), (ORANGE, 'orange'), (GREY, 'grey')): svg = svg.replace(colour, f'var(--{var})')
     return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg role="img" aria-label="{escape(alt)}" \1 xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">', svg, count=1)
 
-# %% ../nbs/00_figure.ipynb #58ab32e9
+# %% ../nbs/00_figure.ipynb #220947b9
 def heat_photo(
     photo:'np.ndarray', # RGB, shape (height, width, 3), uint8
     heat:'np.ndarray', # shape (h, w), 0 to 1
@@ -68,9 +68,9 @@ def heat_photo(
     import numpy as np
     from PIL import Image
     im = Image.fromarray(photo)
-    im.thumbnail((side, side))
+    im = im.resize([round(v*side/max(im.size)) for v in im.size], Image.Resampling.BICUBIC)
     warm = np.asarray(Image.fromarray(np.float32(heat)).resize(im.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
-    grey = np.asarray(im.convert('L').convert('RGB'), np.float32)*.6
+    grey = np.asarray(im.convert('L').convert('RGB'), np.float32)*.8
     mixed = grey*(1 - warm) + np.asarray(im, np.float32)*warm
     return Image.fromarray((mixed*(1 - .35*warm) + np.float32([255, 120, 20])*.35*warm).round().clip(0, 255).astype(np.uint8))
 

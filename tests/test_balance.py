@@ -318,3 +318,29 @@ def test_splits_survive_odd_groups(tmp_path):
     rows = [SplitRow('a', 1, 'g,"1"', 'train', 0, 1.0), SplitRow('b', 2, '', 'test', 3, 1.0), SplitRow('c', 2, 'é', 'valid', 1, 1/3)]
     write_splits(tmp_path/'s.csv', rows)
     assert read_splits(tmp_path/'s.csv') == rows
+
+
+@pytest.mark.parametrize('by', ['group', 'random'])
+def test_other_counts_teach_only_beside_train(by):
+    "Photos of other counts get the part extra where their place is in train, and are left out with a reason elsewhere"
+    records = [replace(r, label=r.label if i % 4 else (0, 7, 9)[i % 3]) for i, r in enumerate(make_records(1200))]
+    split = split_bins(records, by=by)
+    extra = [r for r in split.rows if r.part == splits.EXTRA]
+    assert 150 < len(extra) and {r.label for r in extra} == {0, 7, 9} and all(Counts().index(r.label) is not None for r in split.rows if r.part != splits.EXTRA)
+    assert len(split.rows) + len(split.skipped) == len(records) and all('its place is among the' in s.reason for s in split.skipped)
+    leak = leak_report(split.rows, records)
+    assert (leak['groups']['across'] == 0) == (by == 'group')
+    if by == 'group':
+        held = {r.group for r in split.rows if r.part in ('valid', 'test')}
+        assert not held & {r.group for r in extra}
+    again = split_bins(records, by=by, previous=split.rows)
+    assert places(again.rows) == places(split.rows)
+
+
+def test_extra_photos_travel_in_a_channel_of_their_own(tmp_path):
+    rows = [SplitRow('a', 3, 'a', 'train'), SplitRow('b', 12, 'b', 'extra')]
+    (tmp_path/'data/bin-images').mkdir(parents=True)
+    for r in rows: (tmp_path/f'data/bin-images/{r.id}.jpg').write_bytes(b'x')
+    channels = write_channels(rows, tmp_path/'data', tmp_path/'channels')
+    assert sorted(channels) == ['extra', 'train'] and (channels['extra']/'12/b.jpg').is_file()
+    assert read_channels(channels) == rows

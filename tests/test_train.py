@@ -228,3 +228,35 @@ def _poisoned(samples):
     "Weights so large that the loss overflows"
     from dataclasses import replace
     return [replace(s, weight=3e38) for s in samples]
+
+
+def test_photos_of_other_counts_teach_and_are_never_answered(bins, split, tmp_path):
+    "Wider while it trains, and narrow in what ships; they change the weights, and no prediction is written for them"
+    from dataclasses import replace
+    from bin_counter.net import load_state
+    samples = read_samples(split/'splits.csv', bins)
+    moved = [replace(s, part='extra', label=s.label + 5) if s.part == 'train' and i % 3 == 0 else s for i, s in enumerate(samples)]
+    heads = {}
+    for others in ('use', 'leave'):
+        config = preset_config('best', arch='squeezenet1_1', weights='none', size=64, epochs=1, batch_size=16, others=others)
+        card = train(moved, config, tmp_path/others, log=lambda l: None)
+        heads[others] = load_state(tmp_path/others/'model.pth')
+        rows = read_csv(tmp_path/others/'predictions.csv')
+        assert len(card.counts) == 5 and {r['part'] for r in rows} == {'valid', 'test'} and {int(r['count']) for r in rows} <= set(range(1, 6))
+    assert all(heads['use'][k].shape == heads['leave'][k].shape for k in heads['leave'])
+    assert any(not torch.equal(heads['use'][k], heads['leave'][k]) for k in heads['leave'])
+
+
+def test_an_ensemble_is_the_mean_of_its_members(bins, split, weights, tmp_path):
+    "Each member alone, trained with its own seed, averaged by hand"
+    from bin_counter.train import _member_seed
+    samples = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 60]
+    config = preset_config('best', **{**hps(weights), 'epochs': 1, 'precision': 'fp32'}, members=2)
+    from dataclasses import replace
+    nets = {}
+    for name, c in (('both', config), ('first', replace(config, members=1)), ('second', replace(config, members=1, seed=_member_seed(config.seed, 1)))):
+        train(samples, c, tmp_path/name, log=lambda l: None)
+        nets[name] = load_model(tmp_path/name)[0]
+    x = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode(): torch.testing.assert_close(nets['both'](x), (nets['first'](x) + nets['second'](x))/2, rtol=1e-4, atol=1e-5)
+    assert (tmp_path/'both/history2.csv').exists() and len(list((tmp_path/'both/checkpoints').iterdir())) == 2
