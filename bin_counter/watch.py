@@ -40,7 +40,7 @@ class Finding:
         at = f'epoch {self.epoch}' + (f', step {self.step}' if self.step else '')
         return f'check {self.check} ({at}): {self.saw}; try {self.advice}'
 
-# %% ../nbs/05_watch.ipynb #5675af16
+# %% ../nbs/05_watch.ipynb #66fecf47
 @dataclass(frozen=True, slots=True)
 class Limits:
     "Where each check begins to speak"
@@ -50,7 +50,7 @@ class Limits:
     plateau_drop:float=0.002 # share by which the training loss must fall to be progress: soft targets and mixup leave it little to fall
     overfit_epochs:int=2 # epochs in a row above the best one: one alone is chance
     overfit_rise:float=0.02 # share by which they lie above it: less is noise with some hundred validation photos
-    dead_share:float=0.5 # share of dead units: a pretrained body has next to none, and fine-tuning on few photos switches off some without harm
+    dead_share:float=0.8 # share of dead units: a MobileNet that is fine-tuned well silences up to two thirds of its last features; in a network that collapsed nine in ten are silent
     dead_photos:int=64 # photos to be seen before a unit is called dead: rare things are not dead
     vanish:float=1e-8 # root mean square of a group's gradient: Adam divides by it plus 1e-5, so this group moves at a thousandth of its rate
     explode:float=100.0 # norm of a group's gradient before clipping, median of the epoch: training clips at 5, which then leaves a twentieth

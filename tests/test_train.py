@@ -221,7 +221,7 @@ def test_training_again_from_own_weights_keeps_their_conventions(bins, split, tm
 def test_a_loss_that_is_no_number_ends_in_one_line(bins, split, tmp_path):
     from bin_counter.core import BinCounterError
     config = preset_config('best', arch='squeezenet1_1', weights='none', size=64, epochs=1, batch_size=16, lr=10., schedule='constant', precision='fp32')
-    with pytest.raises(BinCounterError, match='is no number in epoch'): train(_poisoned(read_samples(split/'splits.csv', bins)), config, tmp_path/'run', log=lambda l: None)
+    with pytest.raises(BinCounterError, match='is no number in step 1 of epoch 1'): train(_poisoned(read_samples(split/'splits.csv', bins)), config, tmp_path/'run', log=lambda l: None)
 
 
 def _poisoned(samples):

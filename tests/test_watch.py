@@ -90,7 +90,7 @@ k = math.log(5)
     ('plateau', curve([1.5, 1.4, 1.41, 1.42, 1.39]), curve([1.5, 1.39, 1.41, 1.42, 1.39])),
     ('overfit', curve([1.5, 1.4, 1.3], [1.5, 1.54, 1.52]), curve([1.5, 1.4, 1.3], [1.5, 1.54, 1.54])),
     ('overfit', curve([1.5, 1.6, 1.7], [1.5, 1.7, 1.7]), curve([1.5, 1.6, 1.4], [1.5, 1.7, 1.7])), # both rise: no overfitting
-    ('dead_units', [row(dead=50)], [row(dead=51)]),
+    ('dead_units', [row(dead=80)], [row(dead=81)]),
     ('vanishing', gradient(1., 2e-8), gradient(1., .9e-8)),
     ('exploding', gradient(99., 1.), gradient(101., 1.)),
     ('slow_steps', [row(slow=3)], [row(slow=4)]),
@@ -126,7 +126,7 @@ def broken(kind):
     if kind == 'overfit':
         x, y = features(64, noise=1.)
         y, changes = np.random.default_rng(7).permutation(y), dict(epochs=25, lr=.05, mixup=0., weight_decay=0.)
-    if kind == 'dead_units': net.stages[0][1].bias.data[:12] = -1000
+    if kind == 'dead_units': net.stages[0][1].bias.data[:14] = -1000
     if kind == 'vanishing': net.stages[-1][-1].weight.data *= 1e-12; changes = dict(lr=1e-9)
     if kind == 'exploding': net.stages[0][1].weight.data *= 1e4
     return dict(x=x, y=y, net=net, **changes)
