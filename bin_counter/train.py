@@ -93,7 +93,7 @@ _CHOICES = dict(schedule=('one_cycle', 'constant'), loss=('cross_entropy', 'ordi
 _RANGES = dict(epochs=(1, 10_000), batch_size=(2, 4096), lr=(0, 10), body_lr=(0, 1), weight_decay=(0, 1), neighbour=(0, .9), smoothing=(0, .9),
                mixup=(0, 10), dropout=(0, .95), average=(0, .9999), credit=(0, 1), members=(1, 20), patience=(0, 10_000), seed=(0, 2**32 - 1))
 
-# %% ../nbs/06_train.ipynb #5c212555
+# %% ../nbs/06_train.ipynb #9f263615
 PRESETS = dict(
     classic=dict(trained='head', epochs=10, lr=1e-3, schedule='constant', weight_decay=0., loss='cross_entropy', others='leave', mixup=0., pool='mean', dropout=0.,
                  average=0., members=1, credit=0., views=('plain',)),
@@ -107,7 +107,7 @@ def preset_config(
     if preset not in PRESETS: raise ConfigError(f'preset {preset!r}: choose {" or ".join(PRESETS)}')
     unknown = set(changes) - {f.name for f in fields(TrainConfig)}
     if unknown: raise ConfigError(f'no such setting: {", ".join(sorted(unknown))}')
-    scratch = dict(trained='all', body_lr=1., augment='light', weight_decay=.05, schedule='one_cycle', mixup=0., pool='mean', members=1) if changes.get('weights') == 'none' else {}
+    scratch = dict(trained='all', body_lr=1., augment='light', weight_decay=.05, schedule='one_cycle', mixup=0., pool='mean', average=0., members=1) if changes.get('weights') == 'none' else {}
     return TrainConfig(**{'preset': preset, **PRESETS[preset], **scratch, **changes})
 
 # %% ../nbs/06_train.ipynb #c60c6c9a
