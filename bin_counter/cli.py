@@ -464,19 +464,19 @@ def _counted(out, named, csv):
     if bad: print(f'{len(bad):,} of {len(out):,} photos could not be counted', file=sys.stderr)
     return int(len(bad) == len(out) or any(c.path in named for c in bad))
 
-# %% ../nbs/20_cli.ipynb #ee0c957c
+# %% ../nbs/20_cli.ipynb #a8b00b28
 def _explain(package, photos, path):
     "A photo with the places that spoke for its count, as PNG"
     from bin_counter.figure import heat_photo
     from bin_counter.model import preprocess
-    from bin_counter.package import answer_of
+    from bin_counter.package import answer_of, photo_heat
     from bin_counter.photo import read_photo
     if len(photos) != 1: raise ConfigError(f'--explain draws one photo, and {len(photos)} were named: name one')
     if Path(path).suffix.lower() != '.png': raise ConfigError(f'--explain {path}: name a .png file')
     photo = read_photo(photos[0])
     x = preprocess(photo, package.card.preprocess)
     k = package.card.counts.index(answer_of(package, package.probs(x[None])[0])['count'])
-    picture = heat_photo(photo, package.heat(x, k))
+    picture = heat_photo(photo, photo_heat(package, x, k))
     with atomic_write(path, 'wb') as f: picture.save(f, 'PNG')
     print(f'wrote {path}', file=sys.stderr)
 

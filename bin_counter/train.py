@@ -44,7 +44,7 @@ from fastai.metrics import AvgMetric
 from fastai.optimizer import Adam
 from fastcore.basics import patch
 
-# %% ../nbs/06_train.ipynb #d10effed
+# %% ../nbs/06_train.ipynb #b20fadd6
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     "Everything that decides how a counter is trained"
@@ -78,20 +78,24 @@ class TrainConfig:
     precision:str='auto' # 'auto' (bfloat16 where the machine has it), 'fp32' or 'bf16'
     seed:int=0 # of weights, order, augmentation and mixup
 
-    def __post_init__(self):
-        object.__setattr__(self, 'views', tuple(self.views)), Counts.parse(self.counts), Preprocess(self.size, self.fit)
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed: raise ConfigError(f'{name} {getattr(self, name)!r}: choose {", ".join(allowed)}')
-        if not (self.trained in ('head', 'upper', 'all') or self.trained.isdigit() and int(self.trained) > 0): raise ConfigError(f"trained {self.trained!r}: choose 'head', 'upper', 'all' or a number of blocks")
-        for name, (low, high) in _RANGES.items():
-            if not low <= getattr(self, name) <= high: raise ConfigError(f'{name} {getattr(self, name)}: choose {low} to {high}')
-        if self.weights == 'none' and self.trained != 'all': raise ConfigError("weights 'none' with a frozen body would freeze noise: pass trained 'all'")
+    def __post_init__(self): _check_config(self)
 
 # %% ../nbs/06_train.ipynb #b37f150d
 _CHOICES = dict(schedule=('one_cycle', 'constant'), loss=('cross_entropy', 'ordinal'), augment=('none', 'flip', 'light'), pool=('mean', 'meanmax'), others=('use', 'leave'),
                 monitor=('calibrated_loss', 'valid_loss', 'mae', 'accuracy'), precision=('auto', 'fp32', 'bf16'), fit=('squash', 'pad'))
 _RANGES = dict(epochs=(1, 10_000), batch_size=(2, 4096), lr=(0, 10), body_lr=(0, 1), weight_decay=(0, 1), neighbour=(0, .9), smoothing=(0, .9),
                mixup=(0, 10), dropout=(0, .95), average=(0, .9999), credit=(0, 1), members=(1, 20), patience=(0, 10_000), seed=(0, 2**32 - 1))
+
+# %% ../nbs/06_train.ipynb #01a8871f
+def _check_config(c):
+    "Refuse settings that are out of range or contradict each other"
+    object.__setattr__(c, 'views', tuple(c.views)), Counts.parse(c.counts), Preprocess(c.size, c.fit)
+    for name, allowed in _CHOICES.items():
+        if getattr(c, name) not in allowed: raise ConfigError(f'{name} {getattr(c, name)!r}: choose {", ".join(allowed)}')
+    if not (c.trained in ('head', 'upper', 'all') or c.trained.isdigit() and int(c.trained) > 0): raise ConfigError(f"trained {c.trained!r}: choose 'head', 'upper', 'all' or a number of blocks")
+    for name, (low, high) in _RANGES.items():
+        if not low <= getattr(c, name) <= high: raise ConfigError(f'{name} {getattr(c, name)}: choose {low} to {high}')
+    if c.weights == 'none' and c.trained != 'all': raise ConfigError("weights 'none' with a frozen body would freeze noise: pass trained 'all'")
 
 # %% ../nbs/06_train.ipynb #9f263615
 PRESETS = dict(
