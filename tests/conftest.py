@@ -20,6 +20,18 @@ def bins(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
+def split(bins, tmp_path_factory):
+    "A folder with splits.csv of the drawn bins: by group, by hand; only to be read"
+    from bin_counter.core import read_manifest
+    from bin_counter.splits import SplitRow, write_splits
+    out, records = tmp_path_factory.mktemp('split'), read_manifest(bins/'manifest.csv')
+    groups = sorted({r.group for r in records})
+    part = {g: ('train', 'train', 'train', 'valid', 'test')[i % 5] for i, g in enumerate(groups)}
+    write_splits(out/'splits.csv', [SplitRow(r.id, r.label, r.group, part[r.group]) for r in records])
+    return out
+
+
+@pytest.fixture(scope='session')
 def abid():
     "The folder of real photos, or a skip that says how to get one"
     path = Path(os.environ.get('BIN_COUNTER_ABID', ROOT.parent/'shared/abid'))

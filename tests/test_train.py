@@ -5,21 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from bin_counter.core import DataError, Preprocess, read_csv, read_manifest
+from bin_counter.core import DataError, Preprocess, read_csv
 from bin_counter.model import preprocess_file
 from bin_counter.net import load_model
-from bin_counter.splits import SplitRow, write_channels, write_splits
+from bin_counter.splits import SplitRow, write_channels
 from bin_counter.train import CacheLoader, build_cache, main, preset_config, read_samples, soft_targets, train
-
-
-@pytest.fixture(scope='module')
-def split(bins, tmp_path_factory):
-    "splits.csv of the drawn bins: by group, by hand"
-    out = tmp_path_factory.mktemp('split')
-    groups = sorted({r.group for r in read_manifest(bins/'manifest.csv')})
-    part = {g: ('train', 'train', 'train', 'valid', 'test')[i % 5] for i, g in enumerate(groups)}
-    write_splits(out/'splits.csv', [SplitRow(r.id, r.label, r.group, part[r.group]) for r in read_manifest(bins/'manifest.csv')])
-    return out
 
 
 @pytest.fixture(scope='module')

@@ -8,8 +8,7 @@ import torch
 
 from bin_counter import cli, tune as tune_module
 from bin_counter.cache import read_samples
-from bin_counter.core import BinCounterError, ConfigError, DataError, read_csv, read_json, read_manifest
-from bin_counter.splits import SplitRow, write_splits
+from bin_counter.core import BinCounterError, ConfigError, DataError, read_csv, read_json
 from bin_counter.trials import Dimension, TrialRow, write_figures
 from bin_counter.tune import ATTEMPTS, parse_dimension, plan_tune, tune
 
@@ -17,17 +16,7 @@ SPACE = ['lr=5e-4..5e-3', 'dropout=0..0.5']
 
 
 @pytest.fixture(scope='module')
-def split(bins, tmp_path_factory):
-    "splits.csv of the drawn bins: by group, by hand"
-    out = tmp_path_factory.mktemp('split')
-    groups = sorted({r.group for r in read_manifest(bins/'manifest.csv')})
-    part = {g: ('train', 'train', 'train', 'valid', 'test')[i % 5] for i, g in enumerate(groups)}
-    write_splits(out/'splits.csv', [SplitRow(r.id, r.label, r.group, part[r.group]) for r in read_manifest(bins/'manifest.csv')])
-    return out/'splits.csv'
-
-
-@pytest.fixture(scope='module')
-def samples(split, bins): return read_samples(split, bins)
+def samples(split, bins): return read_samples(split/'splits.csv', bins)
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +70,7 @@ KILLS = ["kill_at(optuna.Trial, '_suggest', 4)", "kill_at(train.KeepRun, 'after_
 def test_a_study_killed_again_and_again_ends_where_an_unbroken_one_does(split, bins, small, tmp_path):
     "kill -9 while settings are drawn, in a trial, while it is taken up, and between a trial and its table"
     def search(out, kill=''):
-        return subprocess.run([sys.executable, '-c', CODE.replace('KILL', kill), split, bins, out, json.dumps(SPACE), json.dumps(small)],
+        return subprocess.run([sys.executable, '-c', CODE.replace('KILL', kill), split/'splits.csv', bins, out, json.dumps(SPACE), json.dumps(small)],
                               env={**os.environ, 'BIN_COUNTER_PROGRESS': '0'}, capture_output=True, text=True, timeout=300)
     whole = search(tmp_path/'whole')
     assert whole.returncode == 0, whole.stderr
