@@ -21,6 +21,8 @@ $(VENV)/.installed: settings.ini setup.py constraints.txt
 	  echo "setting up $(VENV) with $$python: about 2 GB, once"; \
 	  $$python -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# AWS's Lambda emulator is one file of a wheel whose pins fight with everybody's: it lies in a folder of its own
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/rie aws-sam-cli==1.170.0
 	@touch $@
 
 demo: $(VENV)/.installed ## draw bins, train a counter on them, judge it, package it, count a photo
@@ -38,8 +40,8 @@ test: $(VENV)/.installed ## notebooks in sync, every notebook's cells, and the t
 	@echo 'running every notebook' && nbdev_test --n_workers 2
 	@python -m pytest -q -ra -n 2 tests
 
-docs: $(VENV)/.installed ## render the notebooks to _docs/
-	@if command -v quarto >/dev/null; then nbdev_docs; else python tools/render_docs.py; fi
+docs: $(VENV)/.installed ## build the documentation site in _docs/
+	@python tools/render_docs.py
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) demo _docs _proc build dist *.egg-info .pytest_cache

@@ -1,8 +1,10 @@
 "Everything is declared in settings.ini; this file only hands it to setuptools."
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 parser = ConfigParser(delimiters=['='])
@@ -13,6 +15,13 @@ def needs(key): return cfg.get(f'{key}requirements', '').split()
 
 extras = {name: needs(f'{name}_') for name in cfg['extras'].split()}
 extras['dev'] = sorted({r for rs in extras.values() for r in rs})  # a developer has everything
+
+class BuildWithInfra(build_py):
+    "A wheel carries infra/ (web page, template, container recipe) inside of the package; a checkout has it beside"
+    def run(self):
+        super().run()
+        if not self.editable_mode: shutil.copytree(here/'infra', Path(self.build_lib)/'bin_counter/infra', dirs_exist_ok=True)
+
 
 setup(
     name=cfg['lib_name'],
@@ -33,5 +42,6 @@ setup(
     install_requires=needs(''),
     extras_require=extras,
     entry_points={'console_scripts': cfg.get('console_scripts', '').split()},
+    cmdclass={'build_py': BuildWithInfra},
     zip_safe=False,
 )

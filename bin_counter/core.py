@@ -7,7 +7,7 @@ __all__ = ['MANIFEST_COLUMNS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'BinCounterError
            'ModelError', 'PackageError', 'os_error', 'atomic_write', 'write_json', 'read_json', 'write_csv', 'read_csv',
            'text_table', 'bytes_hash', 'file_hash', 'BinRecord', 'write_manifest', 'read_manifest', 'Counts',
            'expected_count', 'choose_class', 'mass_before', 'count_interval', 'make_answer', 'Preprocess', 'ModelCard',
-           'write_card', 'read_card', 'ContainerPaths', 'progress', 'in_threads']
+           'write_card', 'read_card', 'ContainerPaths', 'infra_folder', 'progress', 'in_threads']
 
 # %% ../nbs/00_core.ipynb #6818624d
 import csv, hashlib, json, os, secrets, sys
@@ -413,6 +413,14 @@ class ContainerPaths:
         channels = {k[len(prefix):].lower(): Path(v) for k, v in env.items() if k.startswith(prefix)}
         return cls(channels, Path(env.get('SM_MODEL_DIR') or root/'model'), Path(env.get('SM_OUTPUT_DATA_DIR') or root/'output'),
                    Path(env.get('SM_CHECKPOINT_DIR') or ('/opt/ml/checkpoints' if 'SM_MODEL_DIR' in env else root/'checkpoints')))
+
+# %% ../nbs/00_core.ipynb #a7891ceb
+def infra_folder()->Path: # holds `web/`, `template.yaml`, `Dockerfile`
+    "Where the files that are deployed and not imported lie"
+    here = Path(__file__).resolve().parent
+    found = next((p for p in (here/'infra', here.parent/'infra') if (p/'web/index.html').is_file()), None)
+    if found is None: raise ConfigError('the folder infra/ is missing: install bin_counter again, or work in a checkout of it')
+    return found
 
 # %% ../nbs/00_core.ipynb #3423d884
 def progress(

@@ -15,4 +15,5 @@ bad=0
 diff -ru -x __pycache__ "$root/bin_counter" bin_counter || { echo 'bin_counter/ differs from the notebooks: run nbdev_export and commit'; bad=1; }
 diff -rq -x .ipynb_checkpoints -x .last_checked "$root/nbs" nbs || { echo 'a notebook is not clean: run nbdev_clean and commit'; bad=1; }
 python "$root/tools/readme.py" --check || bad=1
+python "$root/tools/outputs.py" check || bad=1
 exit $bad

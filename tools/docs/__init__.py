@@ -1,0 +1,1 @@
+"The documentation site: one navigation, nbdev's own processing, and two renderers that make the same pages of it"
