@@ -1,5 +1,5 @@
 "Shared by the tests: a quiet, single-threaded environment, drawn bins, and the real photos where they are."
-import os
+import os, shutil
 from pathlib import Path
 
 os.environ.setdefault('BIN_COUNTER_PROGRESS', '0')
@@ -37,3 +37,23 @@ def abid():
     path = Path(os.environ.get('BIN_COUNTER_ABID', ROOT.parent/'shared/abid'))
     if not (path/'bin-images').is_dir(): pytest.skip(f'real photos not found at {path}: fetch some with bin_data and set BIN_COUNTER_ABID')
     return path
+
+
+BROWSER, DRIVER = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium', 'chromium-browser', 'google-chrome'), ('chromedriver',)))
+FLAGS = ('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync', 'disable-dev-shm-usage',
+         'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', 'window-size=1280,900')
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    "One headless browser for the tests of a file, or a skip that says what to install"
+    webdriver = pytest.importorskip('selenium.webdriver', reason="pages are tested in a browser: pip install 'bin_counter[dev]'")
+    if not BROWSER or not DRIVER: pytest.skip('chromium or chromedriver not found: install the packages chromium and chromium-driver')
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, f'user-data-dir={tmp_path_factory.mktemp("profile")}'): options.add_argument(f'--{flag}')
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(30)
+    yield driver
+    driver.quit()

@@ -283,25 +283,6 @@ def test_a_run_that_fails_stamps_nothing(stamped):
 
 # -- in a browser
 
-BROWSER, DRIVER = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium', 'chromium-browser', 'google-chrome'), ('chromedriver',)))
-FLAGS = ('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync', 'disable-dev-shm-usage', 'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1')
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip('selenium.webdriver')
-    from selenium.webdriver.chrome.service import Service
-    if not BROWSER or not DRIVER: pytest.skip('chromium or chromedriver not found: install the packages chromium and chromium-driver')
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f'user-data-dir={tmp_path_factory.mktemp("profile")}'): options.add_argument(f'--{flag}')
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_script_timeout(30)
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture(scope='module')
 def served(site):
     "The site under the path that it has when it is published"

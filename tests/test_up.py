@@ -1,5 +1,6 @@
 "The whole front on loopback: one answer through every door, parts that die, ports that are taken, nothing left behind."
 import base64, json, os, re, signal, subprocess, sys, urllib.error, urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,6 +93,24 @@ def test_the_policy_is_the_template_s():
     template = ' '.join((infra_folder()/'template.yaml').read_text().split())
     for directive in PAGE_HEADERS['content-security-policy'].split('; '):
         if not directive.startswith('connect-src'): assert directive in template, directive
+
+
+def test_a_photo_in_the_browser(stack, browser, package, photo, tmp_path, request):
+    "Choose a file, read the count, type the record: page, gateway, Lambda, endpoint and back"
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+    real = Path(os.environ.get('BIN_COUNTER_ABID', Path(__file__).parents[2]/'shared/abid'))/'bin-images'
+    path = next(iter(sorted(real.glob('*.jpg'))), None) or tmp_path/'bin.jpg' # a real photo where there are any
+    if not path.exists(): path.write_bytes(photo)
+    want = count_photo(Package.load(package), path.read_bytes(), recorded=5)
+    browser.get(stack.url)
+    find = lambda id: browser.find_element(By.ID, id)
+    find('files').send_keys(str(path))
+    WebDriverWait(browser, 60).until(lambda _: find('count').text == str(want['count']))
+    find('recorded').send_keys('5\n')
+    WebDriverWait(browser, 60).until(lambda _: find('verdict').get_attribute('data-kind') not in ('idle', 'busy', 'wait'))
+    assert ('Recount' in find('verdict-title').text) == (want['alarm'] or want['review'])
+    assert not [e for e in browser.get_log('browser') if e['level'] == 'SEVERE']
 
 
 def test_a_body_above_the_gateway_s_limit(stack):

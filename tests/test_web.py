@@ -11,16 +11,12 @@ from bin_counter.core import Counts, make_answer
 
 pytest.importorskip('selenium', reason="the page is tested in a browser: pip install 'bin_counter[dev]'")
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 WEB = Path(__file__).parents[1]/'infra/web'
 TYPES = {'.html': 'text/html; charset=utf-8', '.css': 'text/css; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.svg': 'image/svg+xml'}
 HEADER = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
-BROWSER, DRIVER = (next(filter(None, map(shutil.which, names)), None) for names in (('chromium', 'chromium-browser', 'google-chrome'), ('chromedriver',)))
-FLAGS = ('headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking', 'disable-component-update', 'disable-sync', 'disable-dev-shm-usage',
-         'host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1', 'window-size=1280,900')
 SURE, SPLIT = [.01, .93, .04, .01, .01], [.05, .22, .35, .33, .05] # a clear photo of 2, an unclear one of 3
 HEAT = dict(rows=3, columns=4, values=[0, .1, .2, 0, .3, 1, .6, .1, 0, .2, .1, 0])
 
@@ -88,20 +84,6 @@ def fake():
     yield server.fake
     server.shutdown()
     server.server_close()
-
-
-@pytest.fixture(scope='module')
-def browser(tmp_path_factory):
-    "One browser for all tests"
-    if not BROWSER or not DRIVER: pytest.skip('chromium or chromedriver not found: install the packages chromium and chromium-driver')
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f'user-data-dir={tmp_path_factory.mktemp("profile")}'): options.add_argument(f'--{flag}')
-    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_script_timeout(30)
-    yield driver
-    driver.quit()
 
 
 class Page:
