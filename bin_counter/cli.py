@@ -35,7 +35,7 @@ def _fail(line, status):
     if line: print(line, file=sys.stderr)
     return status
 
-# %% ../nbs/20_cli.ipynb #af5adbe9
+# %% ../nbs/20_cli.ipynb #a1b7b3e9
 TRAIN_EXTRA = ('torch', 'torchvision', 'fastai', 'timm', 'sklearn', 'matplotlib', 'imagehash', 'cv2', 'onnx', 'onnxscript', 'onnxruntime', 'scipy')
 
 def command(
@@ -51,7 +51,7 @@ def command(
         given = vars(_parser(func, required, many).parse_args())
         for hidden in ('pdb', 'xtra'): given.pop(hidden, None)
         try: return _status(func(**given))
-        except BinCounterError as e: return _fail(f'{func.__name__}: {e}', 1)
+        except BinCounterError as e: return _fail(f'{func.__name__}: {e}', getattr(e, 'exit_status', 1))
         except ModuleNotFoundError as e:
             if e.name not in TRAIN_EXTRA: raise
             return _fail(f"{func.__name__}: needs {e.name}: pip install 'bin_counter[train]'", 1)
@@ -182,12 +182,12 @@ def bin_split(
         write_channels(read_splits(Path(out)/'splits.csv'), data, channels, counts=Counts.parse(counts))
         print(f'wrote {channels}/train, valid and test')
 
-# %% ../nbs/20_cli.ipynb #cec7b9a7
+# %% ../nbs/20_cli.ipynb #9822abbd
 @command
 def bin_train():
     "Train as a container does: folders in SM_CHANNEL_*, SM_MODEL_DIR and SM_CHECKPOINT_DIR, settings in SM_HPS as JSON"
-    from bin_counter.train import main
-    main()
+    from bin_counter.train import run_main
+    return run_main()
 
 # %% ../nbs/20_cli.ipynb #bd99d206
 def _heat_of(run):

@@ -202,7 +202,7 @@ class RunWatch(Watcher):
         self.path, self.log, self.limits, self.clock = Path(path), log, limits, clock
         self.rows, self.found, self.seen, self.hooks = [], {}, {}, [] # filled and emptied, never set anew: fastai checks each setting of an attribute
 
-# %% ../nbs/05_watch.ipynb #656e1e83
+# %% ../nbs/05_watch.ipynb #4813b6dc
 def _weights(model):
     "Weights and statistics of a network by name, and their norm together"
     values = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
@@ -228,7 +228,7 @@ def _take_up(self:RunWatch, epochs):
         old = read_json(self.path)
         rows = [r for r in old['epochs'] if r['epoch'] <= epochs]
         found = {f['check']: Finding(**f) for f in old['findings'] if f['epoch'] <= epochs and f['check'] in CHECKS}
-        known = [r['epoch'] for r in rows] == list(range(1, epochs + 1)) and math.isclose(rows[-1]['weights'], _weights(self.learn.model)[1], rel_tol=1e-6)
+        known = [r['epoch'] for r in rows] == list(range(1, epochs + 1)) and (getattr(self.dls.train, 'skip', 0) or math.isclose(rows[-1]['weights'], _weights(self.learn.model)[1], rel_tol=1e-6)) # within an epoch the weights have moved on
     except (DataError, KeyError, TypeError): return
     if known:
         self.rows.extend(rows)
