@@ -47,7 +47,7 @@ def request_of(
     if before is not None: body['before'] = base64.b64encode(photo_bytes(before)).decode()
     return json.dumps(body).encode(), 'application/json', ''
 
-# %% ../nbs/13_client.ipynb #fb3a4344
+# %% ../nbs/13_client.ipynb #810df4a1
 class EndpointError(BinCounterError):
     "The endpoint refused, or did not answer"
     def __init__(self,
@@ -57,6 +57,7 @@ class EndpointError(BinCounterError):
         super().__init__(message)
         self.status = status
 
+# %% ../nbs/13_client.ipynb #4cc988c5
 def patiently(
     ask:Callable[[], bytes], # raises `EndpointError`; status 429, 503 or None may be tried again
     tries:int=3, # at most
@@ -70,12 +71,13 @@ def patiently(
             if e.status not in (429, 503, None) or n == tries - 1: raise
             sleep(pause*2**n*random.uniform(.5, 1.5))
 
-# %% ../nbs/13_client.ipynb #afc556e6
+# %% ../nbs/13_client.ipynb #15a4bfc3
 def _error_line(text, otherwise):
     "The server's own words, where it said any"
     try: return json.loads(text)['error']
     except (ValueError, KeyError, TypeError): return text.strip()[:200] or otherwise
 
+# %% ../nbs/13_client.ipynb #e043da39
 def _from_boto(e, endpoint):
     "Our error for one of boto3's"
     response = getattr(e, 'response', {})
@@ -88,7 +90,7 @@ def _from_boto(e, endpoint):
     if 'not found' in said.lower(): return EndpointError(f'endpoint {endpoint} not found in this region: check its name, or deploy it with bin_deploy', 404)
     return EndpointError(f'endpoint {endpoint}: {" ".join(said.split())}', meta.get('HTTPStatusCode'))
 
-# %% ../nbs/13_client.ipynb #a39bcf35
+# %% ../nbs/13_client.ipynb #405b2d68
 def ask_endpoint(
     client:object, # boto3 client of `sagemaker-runtime`
     endpoint:str, # its name
@@ -102,6 +104,7 @@ def ask_endpoint(
     try: return client.invoke_endpoint(EndpointName=endpoint, Body=body, ContentType=content_type, Accept='application/json', **beside)['Body'].read()
     except (BotoCoreError, ClientError) as e: raise _from_boto(e, endpoint) from e
 
+# %% ../nbs/13_client.ipynb #2a683866
 def ask_server(
     url:str, # address of a server of ours
     body:bytes, # of the request

@@ -59,21 +59,30 @@ def _build(config, package, folder):
             print(build_bundle(kind, files[kind], package if kind == 'local' else None, config.architecture, config.python))
     return files
 
-# %% ../nbs/21_operate.ipynb #04842180
-def _deploy(config, package, photos, prices, key, dry_run, as_json, build):
+# %% ../nbs/21_operate.ipynb #d5bc021b
+def _config(given):
+    "What is to be deployed, and the key where one was made"
+    from bin_counter.cloud import default_region
+    from bin_counter.stack import StackConfig, new_key
+    key, digest = new_key() if given['access'] == 'key' and not given['key_sha256'] else ('', given['key_sha256'])
+    ours = {k: given[k] for k in ('stack', 'account', 'answer', 'endpoint', 'image', 'instance', 'capture', 'memory', 'architecture', 'access', 'domain', 'certificate', 'rate', 'mismatch_email', 'alarm_email')}
+    return StackConfig(**ours, region=given['region'] or default_region(), key_sha256=digest, hosts=host_list(given['url_hosts']), page=not given['no_page']), key
+
+# %% ../nbs/21_operate.ipynb #b8b8b290
+def _deploy(given):
     "Plan, and carry the plan out unless it is only to be printed"
     from bin_counter.cloud import apply, format_plan
     from bin_counter.prices import PRICES, read_prices
     from bin_counter.stack import stack_plan
-    table = read_prices(prices) if prices else PRICES
-    if dry_run or as_json:
-        plan = stack_plan(config, dict(model=package), photos, prices=table)
-        return print(json.dumps(plan.to_dict(), indent=1) if as_json else format_plan(plan))
-    outputs = apply(stack_plan(config, _build(config, package, build), photos, prices=table))
+    config, key = _config(given)
+    def plan(files): return stack_plan(config, files, given['photos'], prices=read_prices(given['prices']) if given['prices'] else PRICES)
+    if given['as_json']: return print(json.dumps(plan(dict(model=given['package'])).to_dict(), indent=1))
+    if given['dry_run']: return print(format_plan(plan(dict(model=given['package']))))
+    outputs = apply(plan(_build(config, given['package'], 'dist')))
     said = [f'key for x-api-key, shown this once: {key}'] if key else []
     print('\n'.join([*(f'{k}: {v}' for k, v in outputs.items()), *said, f'next: bin_status --stack {config.stack}; bin_teardown --stack {config.stack} removes it']))
 
-# %% ../nbs/21_operate.ipynb #275d37b8
+# %% ../nbs/21_operate.ipynb #073de48c
 @command(required=('package',))
 def bin_deploy(
     package:str=None, # model.tar.gz
@@ -84,7 +93,6 @@ def bin_deploy(
     endpoint:str='none', # SageMaker endpoint to make: none, realtime or serverless
     image:str='', # the endpoint's container in ECR, as bin-counter:1.0
     instance:str='ml.c5.large', # machine of a real-time endpoint
-    instances:int=1, # how many of them
     capture:int=0, # percent of the requests that a real-time endpoint stores
     memory:int=2048, # MB of whoever counts, Lambda or serverless endpoint
     architecture:str='arm64', # processor of the Lambdas: arm64 (cheaper, more room) or x86_64
@@ -99,19 +107,13 @@ def bin_deploy(
     alarm_email:str='', # who is told about failures
     photos:int=100_000, # photos a month, for the bill
     prices:str=None, # JSON file with prices of your own
-    build:str='dist', # folder for the zips
     dry_run:bool=False, # print what would be done and what it would cost, and do nothing
     as_json:bool=False, # the same as JSON, every request in full
 ):
     "Put the counter on AWS: page, API, Lambda, and an endpoint if wanted"
-    from bin_counter.cloud import default_region
-    from bin_counter.stack import StackConfig, new_key
-    key, digest = new_key() if access == 'key' and not key_sha256 else ('', key_sha256)
-    config = StackConfig(stack, region or default_region(), account, answer, endpoint, image, instance, instances, capture, memory, architecture, '3.13', access, digest, host_list(url_hosts),
-                         not no_page, domain, certificate, rate, mismatch_email=mismatch_email, alarm_email=alarm_email)
-    _deploy(config, package, photos, prices, key, dry_run, as_json, build)
+    _deploy(dict(locals()))
 
-# %% ../nbs/21_operate.ipynb #82b6c2d8
+# %% ../nbs/21_operate.ipynb #87c9ab3c
 @command
 def bin_status(
     stack:str='bin-counter', # name of the stack
@@ -124,6 +126,7 @@ def bin_status(
     from bin_counter.stack import status
     print(status(stack, region or default_region(), prices=read_prices(prices) if prices else PRICES))
 
+# %% ../nbs/21_operate.ipynb #cf81394d
 @command
 def bin_teardown(
     stack:str='bin-counter', # name of the stack

@@ -124,7 +124,7 @@ def find_emulator()->Path|None: # None where there is none
     if os.environ.get('BIN_COUNTER_RIE') and not places[0].is_file(): raise ConfigError(f'BIN_COUNTER_RIE={places[0]}: no such file')
     return next((p for p in places if p.is_file()), None) if sys.platform == 'linux' and importlib.util.find_spec('awslambdaric') else None
 
-# %% ../nbs/13_up.ipynb #d667ea7d
+# %% ../nbs/13_up.ipynb #90ef54f2
 INVOKE_PATH = '/2015-03-31/functions/function/invocations' # where the emulator takes events
 
 class _Context:
@@ -132,6 +132,7 @@ class _Context:
     def __init__(self, seconds): self.aws_request_id, self.function_name, self._end = str(uuid.uuid4()), 'bin_counter', time.monotonic() + seconds
     def get_remaining_time_in_millis(self): return max(0, int(1000*(self._end - time.monotonic())))
 
+# %% ../nbs/13_up.ipynb #39243658
 def _outcome(handler, event, seconds):
     "What Lambda returns: the handler's answer, or its exception in Lambda's shape"
     try: return handler(event, _Context(seconds))
@@ -269,7 +270,7 @@ def _front(web, lambda_url, bucket_url):
         do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_OPTIONS = go
     return Front
 
-# %% ../nbs/13_up.ipynb #5bcbe1fe
+# %% ../nbs/13_up.ipynb #d52609ac
 def _runtime(container):
     "Handler of SageMaker's runtime"
     class Runtime(_Quiet):
@@ -279,6 +280,7 @@ def _runtime(container):
             self.send(*ask_container(container, body, dict(self.headers.items())))
     return Runtime
 
+# %% ../nbs/13_up.ipynb #a211bd29
 def _in_thread(handler, port=0):
     "A server in a thread, and the port it got"
     class Server(ThreadingHTTPServer): daemon_threads, request_queue_size = True, 64
@@ -329,7 +331,30 @@ def _bind(handler, port):
     try: return _in_thread(handler, port)
     except OSError as e: raise ConfigError(f'port {port} on 127.0.0.1 cannot be had ({e.strerror}): choose another with --port') from e
 
-# %% ../nbs/13_up.ipynb #783ee9df
+# %% ../nbs/13_up.ipynb #776e58c9
+def _up(stack, part):
+    stack.parts[part.name] = part.start()
+    wait_until_up(part)
+
+def _start(stack):
+    "Start the parts of a stack, inner ones first"
+    container, endpoint = _container(stack.package, stack.hosts, stack.logs)
+    bucket_url, bucket = _bucket(stack.logs)
+    if bucket:
+        _up(stack, bucket)
+        forward(bucket_url, 'PUT', f'/{BUCKET}', {}, b'')
+    if stack.answer == 'endpoint': _up(stack, endpoint)
+    runtime = _in_thread(_runtime(container))
+    stack.servers.append(runtime)
+    lambda_url, stack.how, function = _lambda_part(stack.answer, stack.logs)
+    front = _bind(_front(infra_folder()/'web', lambda_url, bucket_url), stack.port)
+    stack.servers.append(front)
+    stack.url = f'http://127.0.0.1:{front.server_port}'
+    own = dict(BIN_COUNTER_BUCKET=BUCKET, AWS_ENDPOINT_URL_S3=stack.url) if bucket else {}
+    function.env = _lambda_env(stack.package, f'http://127.0.0.1:{runtime.server_port}', {**own, **stack.extra})
+    _up(stack, function)
+
+# %% ../nbs/13_up.ipynb #3be0c48e
 class Stack:
     "Page, gateway, Lambda and endpoint on loopback, while the context lasts"
     def __init__(self,
@@ -348,30 +373,11 @@ class Stack:
         self.parts, self.servers, self.url = {}, [], None
 
     def __enter__(self):
-        try: self._start()
+        try: _start(self)
         except BaseException: # a part that failed must not leave the others running
             self.__exit__()
             raise
         return self
-
-    def _up(self, part):
-        self.parts[part.name] = part.start()
-        wait_until_up(part)
-
-    def _start(self):
-        container, endpoint = _container(self.package, self.hosts, self.logs)
-        bucket_url, bucket = _bucket(self.logs)
-        if bucket:
-            self._up(bucket)
-            forward(bucket_url, 'PUT', f'/{BUCKET}', {}, b'')
-        if self.answer == 'endpoint': self._up(endpoint)
-        runtime = _in_thread(_runtime(container))
-        lambda_url, self.how, function = _lambda_part(self.answer, self.logs)
-        front = _bind(_front(infra_folder()/'web', lambda_url, bucket_url), self.port)
-        self.servers, self.url = [runtime, front], f'http://127.0.0.1:{front.server_port}'
-        own = dict(BIN_COUNTER_BUCKET=BUCKET, AWS_ENDPOINT_URL_S3=self.url) if bucket else {}
-        function.env = _lambda_env(self.package, f'http://127.0.0.1:{runtime.server_port}', {**own, **self.extra})
-        self._up(function)
 
     def __exit__(self, *_):
         for server in self.servers: server.shutdown(), server.server_close()
