@@ -1,5 +1,5 @@
 "The documentation site: built once from a copy of the project, then looked at; and the tools that keep pages and notebooks honest."
-import functools, http.server, importlib.util, json, re, shutil, subprocess, sys, threading
+import functools, http.server, importlib.util, json, os, re, shutil, subprocess, sys, threading
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +25,8 @@ PAGES, _ = read_nav(ROOT)
 
 # -- the site
 
+SECRET = 'hands-off-4711' # in the environment of the build
+
 @pytest.fixture(scope='session')
 def site(tmp_path_factory):
     "The whole site, built by one of the test processes for all of them"
@@ -35,7 +37,7 @@ def site(tmp_path_factory):
     with FileLock(shared/'site.lock'):
         if not (shared/'site.json').exists():
             shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns('.*', '_docs', '_proc', 'demo', 'data', 'runs', 'build', 'dist', '__pycache__', '*.egg-info'))
-            done = subprocess.run([sys.executable, 'tools/render_docs.py', '--renderer', 'sphinx'], cwd=root, capture_output=True, text=True)
+            done = subprocess.run([sys.executable, 'tools/render_docs.py', '--renderer', 'sphinx'], cwd=root, capture_output=True, text=True, env=os.environ | dict(TOKEN_OF_THE_BUILD=SECRET))
             (shared/'site.json').write_text(json.dumps([done.returncode, done.stdout, done.stderr]))
     rc, out, err = json.loads((shared/'site.json').read_text())
     return SimpleNamespace(out=root/'_docs', root=root, rc=rc, said=out, problems=err)
@@ -70,6 +72,13 @@ def test_the_build_finds_no_fault(site):
     "Links, anchors, sources, leftovers, requests to other hosts, pages in no section: the build itself looks for all of them"
     assert (site.rc, site.problems) == (0, '')
     assert f'{len(PAGES)} pages' in site.said
+
+
+def test_nothing_of_the_builders_environment_is_published(site):
+    "`env=os.environ` is a default, and its repr would print every variable that a CI job holds"
+    files = [p for folder in (site.out, site.root/'_proc') for p in folder.rglob('*') if p.is_file()]
+    assert (site.out/'train.html') in files and 'os.environ' in article(site, 'train.html').text
+    assert not [p.name for p in files if SECRET.encode() in p.read_bytes() or b'TOKEN_OF_THE_BUILD' in p.read_bytes()]
 
 
 def test_every_page_is_in_the_navigation_of_every_page(site):

@@ -1,6 +1,6 @@
 """nbdev's own processing of the notebooks: show_doc, hidden and exported cells, links from backticks.
 
-Run in this process, with six things put right for our notebooks, so that both renderers get the same pages:
+Run in this process, with seven things put right for our notebooks, so that both renderers get the same pages:
 
 - nbdev takes the first cell's title and one-line point and drops the rest; our lede stays.
 - nbdev runs every cell with an import to have names for show_doc; we hand it the module, which is exported from the same
@@ -11,8 +11,9 @@ Run in this process, with six things put right for our notebooks, so that both r
   and a plain word such as `fit` is no link.
 - A picture gets words: those of `#| fig-alt:`, else the docstring of the function that drew it.
 - The signature stands without its comments, which follow as a table.
+- A default of `os.environ` is shown as that. Its repr is everything that the environment of the build holds, secrets too.
 """
-import ast, inspect, json, re
+import ast, inspect, json, os, re
 from inspect import Parameter
 from functools import lru_cache
 from importlib import import_module
@@ -169,7 +170,7 @@ def _indices(group): # the index of this checkout, installed or not
 
 
 def adapt_nbdev():
-    "Put the six things right, in this process"
+    "Put the seven things right, in this process"
     names = nbdev.processors._def_names
     fastcore.docments.signature = _signature
     nbdev.doclinks.entry_points = _indices
@@ -177,3 +178,4 @@ def adapt_nbdev():
     nbdev.processors._def_names = lambda cell, shown: names(cell, shown)[::-1] # nbdev inserts them last first
     nbdev.serve.FilterDefaults = Filters
     nbdev.showdoc.BasicMarkdownRenderer = ApiBlock
+    type(os.environ).__repr__ = lambda self: 'os.environ'
