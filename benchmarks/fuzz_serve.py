@@ -7,7 +7,7 @@ deep or of the wrong types; lengths that lie; heads without end; bodies that com
 Request number i is drawn from `random.Random(f'{seed}-{i}')`, so that any one of them can be sent again: --only KIND, --first I.
 A good photo must get the package's own count. Memory is compared after a warm-up of 2,000 requests and at the end.
 """
-import argparse, base64, collections, itertools, json, os, random, signal, socket, struct, subprocess, sys, tempfile, threading, time, zlib
+import argparse, base64, collections, itertools, json, random, signal, socket, struct, subprocess, sys, tempfile, threading, time, zlib
 from pathlib import Path
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

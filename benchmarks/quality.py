@@ -101,7 +101,6 @@ def is_done(name, fold):
 
 def pooled(name, folds):
     "Test predictions of all folds as one table, with the masses of their intervals"
-    from dataclasses import replace
     import numpy as np
     from bin_counter.evaluate import Predictions, read_predictions
     parts = [read_predictions(folder(name, f)/'predictions.csv').part('test') for f in folds]

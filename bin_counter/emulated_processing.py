@@ -139,7 +139,7 @@ def run_processing(run:ProcessingRun):
     with cloud.lock: cloud.stops = [s for s in cloud.stops if s != run.kill]
     job.update(ProcessingJobStatus=status, ProcessingEndTime=now(), ExitMessage=said, **({'FailureReason': reason[:1024]} if reason else {}))
 
-# %% ../nbs/16_emulated_processing.ipynb #30534c63
+# %% ../nbs/16_emulated_processing.ipynb #9c54e63a
 def create_processing_job(
     region:Region, # where
     params:Mapping, # of the request
@@ -152,12 +152,17 @@ def create_processing_job(
     run_for(job, 'ProcessingJobStatus', run_processing, job.live)
     return dict(ProcessingJobArn=job.arn)
 
+def _stop_job(region, kind, name):
+    "Ask a running job of a kind to stop"
+    job, what = region.find(kind, name), kind.removesuffix('Job').lower()
+    status = job[f'{kind}Status']
+    if status != 'InProgress': raise invalid(f'The request was rejected because the {what} job is in status {status}.')
+    job.update(**{f'{kind}Status': 'Stopping'})
+    job.live.asked.set()
+
 def _stop_processing_job(region:Region, params:Mapping):
     "StopProcessingJob"
-    job = region.find('ProcessingJob', params['ProcessingJobName'])
-    if job['ProcessingJobStatus'] != 'InProgress': raise invalid(f'The request was rejected because the processing job is in status {job["ProcessingJobStatus"]}.')
-    job.update(ProcessingJobStatus='Stopping')
-    job.live.asked.set()
+    _stop_job(region, 'ProcessingJob', params['ProcessingJobName'])
 
 # %% ../nbs/16_emulated_processing.ipynb #fcc76e6b
 def _check_transform(params):
@@ -252,13 +257,10 @@ def _create_transform_job(region:Region, params:Mapping)->dict:
     run_for(job, 'TransformJobStatus', run_transform, job.live)
     return dict(TransformJobArn=job.arn)
 
-# %% ../nbs/16_emulated_processing.ipynb #28cf9940
+# %% ../nbs/16_emulated_processing.ipynb #1a5371f1
 def _stop_transform_job(region:Region, params:Mapping):
     "StopTransformJob"
-    job = region.find('TransformJob', params['TransformJobName'])
-    if job['TransformJobStatus'] != 'InProgress': raise invalid(f'The request was rejected because the transform job is in status {job["TransformJobStatus"]}.')
-    job.update(TransformJobStatus='Stopping')
-    job.live.asked.set()
+    _stop_job(region, 'TransformJob', params['TransformJobName'])
 
 # %% ../nbs/16_emulated_processing.ipynb #cf133d42
 def _check_schedule(params):

@@ -6,13 +6,13 @@
 __all__ = ['SUSPECT_COLUMNS', 'SCORES', 'HeldOut', 'read_held_out', 'Suspect', 'find_suspects', 'write_suspects', 'read_suspects',
            'plot_suspects', 'down_weight', 'format_suspects']
 
-# %% ../nbs/11_labels.ipynb #d26f777c
+# %% ../nbs/11_labels.ipynb #8071580b
 import math, re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from .core import ConfigError, Counts, DataError, PhotoError, read_csv, text_table, write_csv
+from .core import ConfigError, Counts, DataError, PhotoError, read_csv, write_csv
 from .figure import INK, new_figure
 from .photo import read_photo
 from .splits import SplitRow

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['bin_serve', 'bin_up', 'bin_deploy', 'bin_status', 'bin_teardown', 'bin_bundle']
 
-# %% ../nbs/21_operate.ipynb #d0378838
+# %% ../nbs/21_operate.ipynb #cb2c81a6
 import json, sys
 from pathlib import Path
 
 from .cli import command
-from .core import BinCounterError, ConfigError
+from .core import ConfigError
 from .fetch import host_list
 
 # %% ../nbs/21_operate.ipynb #ad1c1fa5

@@ -7,12 +7,12 @@ __all__ = ['ERROR_SCHEMA', 'ATTRIBUTES', 'GREY', 'MOST_HEAD', 'M_ARENA_MAX', 'Li
            'Batcher', 'batch_forever', 'ask', 'alive', 'Server', 'error_response', 'invoke', 'request_schema',
            'answer_schema', 'make_app', 'hang_up', 'serve', 'container', 'serving']
 
-# %% ../nbs/10_serve.ipynb #9bceee6f
+# %% ../nbs/10_serve.ipynb #c7d4cd01
 import asyncio, logging, os, socket, sys, threading, time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -354,11 +354,10 @@ def _described(package, urls):
     return dict(requestBody=dict(required=True, content=body), parameters=[ATTRIBUTES],
                 responses={'200': dict(description='The answer', content={'application/json': dict(schema=answer_schema(package)), 'text/csv': csv})})
 
-# %% ../nbs/10_serve.ipynb #f067bf0a
+# %% ../nbs/10_serve.ipynb #af819fc3
 def _routes(app, server):
     "The three routes"
     from fastapi import Request, Response
-    from fastapi.responses import JSONResponse
 
     @app.get('/ping', responses=_errors(503), summary='Is the network well?')
     async def ping(request:Request)->dict[str, str]:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TrainConfig', 'preset_config', 'config_from_hps']
 
-# %% ../nbs/06_settings.ipynb #dc6bc3bc
+# %% ../nbs/06_settings.ipynb #0f4d635d
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from .core import ConfigError, Counts, Preprocess
 

@@ -57,3 +57,18 @@ def browser(tmp_path_factory):
     driver.set_script_timeout(30)
     yield driver
     driver.quit()
+
+
+@pytest.fixture(scope='session')
+def package(tmp_path_factory):
+    "An untrained counter, packed: what it counts means nothing; only to be read"
+    import torch
+    from bin_counter.core import Counts, ModelCard, Preprocess
+    from bin_counter.net import build_net, save_model
+    from bin_counter.package import build_package
+    out = tmp_path_factory.mktemp('run')
+    torch.manual_seed(0)
+    card = ModelCard('squeezenet1_1', Counts(), Preprocess(64))
+    save_model(out, build_net(card), card)
+    build_package(out, out/'model.tar.gz')
+    return out/'model.tar.gz'

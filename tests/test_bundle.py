@@ -6,24 +6,11 @@ import pytest
 
 from bin_counter import bundle
 from bin_counter.bundle import BundleError, build_bundle
-from bin_counter.core import ConfigError, Counts, ModelCard, PackageError, Preprocess
-from bin_counter.package import Package, build_package, count_photo, find_photos
+from bin_counter.core import ConfigError, PackageError
+from bin_counter.package import Package, count_photo, find_photos
 
 ROOT = Path(__file__).parents[1]
 HERE = f'{sys.version_info.major}.{sys.version_info.minor}'
-
-
-@pytest.fixture(scope='module')
-def package(tmp_path_factory):
-    "An untrained counter, packed"
-    import torch
-    from bin_counter.net import build_net, save_model
-    out = tmp_path_factory.mktemp('run')
-    torch.manual_seed(0)
-    card = ModelCard('squeezenet1_1', Counts(), Preprocess(64))
-    save_model(out, build_net(card), card)
-    build_package(out, out/'model.tar.gz')
-    return out/'model.tar.gz'
 
 
 def listing(folder): return {p.relative_to(folder).as_posix(): bundle.file_hash(p) for p in folder.rglob('*') if p.is_file()}

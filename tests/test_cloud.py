@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bin_counter.cloud import Asker, CloudError, Plan, Step, apply, bucket_steps, check_requests, explain, fill, unknown, wait_for_stack
+from bin_counter.cloud import Asker, CloudError, Plan, Step, apply, check_requests, fill, unknown, wait_for_stack
 from bin_counter.core import ConfigError, bytes_hash
-from bin_counter.prices import PRICES, Workload, monthly_charges, price_of, read_prices, total
-from bin_counter.stack import StackConfig, empty_bucket, stack_plan, status, tagged_arns, teardown
+from bin_counter.prices import PRICES, Workload, monthly_charges, read_prices, total
+from bin_counter.stack import StackConfig, empty_bucket, stack_plan, status, teardown
 
 ROOT = Path(__file__).parents[1]
 ACCOUNT = '123456789012'

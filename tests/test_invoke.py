@@ -7,10 +7,10 @@ from urllib.parse import quote_plus
 import pytest
 
 from bin_counter import invoke
-from bin_counter.core import Counts, ModelCard, Preprocess, make_answer
+from bin_counter.core import make_answer
 from bin_counter.inference import CountRequest, RequestError
 from bin_counter.invoke import EventError, Settings, ask_endpoint, endpoint_handler, local_handler
-from bin_counter.package import Package, build_package, count_photo, find_photos
+from bin_counter.package import Package, count_photo, find_photos
 from bin_counter.up import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -33,19 +33,6 @@ def env(monkeypatch):
     for k, v in dict(AWS_ACCESS_KEY_ID='x', AWS_SECRET_ACCESS_KEY='x', AWS_DEFAULT_REGION=REGION, AWS_EC2_METADATA_DISABLED='true').items(): monkeypatch.setenv(k, v)
     monkeypatch.setattr(invoke, '_pause', lambda tries: .01)
     return monkeypatch
-
-
-@pytest.fixture(scope='module')
-def package(tmp_path_factory):
-    "An untrained counter, packed"
-    import torch
-    from bin_counter.net import build_net, save_model
-    out = tmp_path_factory.mktemp('run')
-    torch.manual_seed(0)
-    card = ModelCard('squeezenet1_1', Counts(), Preprocess(64))
-    save_model(out, build_net(card), card)
-    build_package(out, out/'model.tar.gz')
-    return out/'model.tar.gz'
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 "A live server: wrong requests, load from another process, kill -9, SIGTERM, callers that lie or never finish, and a fuzzer that reads its description."
-import base64, http.client, json, os, re, shutil, signal, socket, subprocess, sys, textwrap, threading, time
+import base64, http.client, json, os, re, shutil, signal, socket, subprocess, sys, threading, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
