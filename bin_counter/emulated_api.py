@@ -220,7 +220,7 @@ def view(
     "What an operation says about a resource"
     return _pick(resource, service_model('sagemaker').operation_model(operation or f'Describe{resource.kind.name}').output_shape.members)
 
-# %% ../nbs/16_emulated_api.ipynb #d091c624
+# %% ../nbs/16_emulated_api.ipynb #823109fe
 @dataclass(frozen=True, slots=True)
 class Settings:
     "Where the emulator differs from AWS on purpose"
@@ -235,6 +235,7 @@ class Settings:
     network:bool=False # may jobs reach the network? As on AWS without a VPC they could; here a leak would be a surprise
     threads:int=1 # OMP_NUM_THREADS of every process
     bare_images:bool=True # hide this package from jobs that run in one of AWS's images, which do not have it
+    toolkit:bool=True # AWS's own training toolkit where it is installed; False for the stand-in
 
     def __post_init__(self):
         if self.grace < 0 or self.pace < 0 or self.sync <= 0: raise ConfigError('grace and pace must be 0 or more, sync above 0')

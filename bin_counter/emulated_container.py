@@ -85,13 +85,14 @@ def find_sandbox(
     if mode == 'namespaces': raise ConfigError('this machine permits no namespaces: run on Linux as root, or choose the mode folders')
     return Sandbox('folders')
 
-# %% ../nbs/16_emulated_container.ipynb #b4ed522b
+# %% ../nbs/16_emulated_container.ipynb #6c61178a
 PACKAGE = Path(bin_counter.__file__).resolve().parent # of this project's code
 _SCRIPTS = ('train', 'serve', 'torchrun', 'pip', 'pip3') # console scripts that must run in the job's own Python
 
 def make_python(
     root:Path, # folder of the container
     ours:bool=True, # is this package part of the image?
+    toolkit:bool=True, # AWS's training toolkit, where it is installed?
 )->Path: # folder of the environment's commands
     "A virtual environment that sees this one's packages and keeps its own"
     home = root/'env'
@@ -100,18 +101,24 @@ def make_python(
     outer = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
     package = [str(PACKAGE.parent)] if ours else []
     lib.joinpath('outer.pth').write_text(''.join(f'import site; site.addsitedir({d!r})\n' for d in outer) + ''.join(f'{p}\n' for p in package))
-    for name in _SCRIPTS: _copy_script(name, home/'bin')
+    for name in _SCRIPTS:
+        text = _script_text(name) if toolkit or name != 'train' else ''
+        if text or name == 'train': _put_script(home/'bin', name, text or (PACKAGE/'emulated_toolkit.py').read_text())
     return home/'bin'
 
-# %% ../nbs/16_emulated_container.ipynb #32a97afd
-def _copy_script(name, target):
-    "Copy a console script of the outer environment, to be run by the inner one"
-    script, python = Path(sys.executable).with_name(name), target/'python'
+# %% ../nbs/16_emulated_container.ipynb #c793f4d1
+def _script_text(name):
+    "A console script of the outer environment without its first line; '' where there is none"
+    if name.startswith('pip'): return 'import runpy\nrunpy.run_module("pip", run_name="__main__")\n'
+    script = Path(sys.executable).with_name(name)
     text = script.read_text(errors='replace') if script.is_file() and script.stat().st_size < 10_000 else ''
-    if name.startswith('pip'): text = '#!\nimport runpy\nrunpy.run_module("pip", run_name="__main__")\n'
-    if not text.startswith('#!') or target.joinpath(name).exists(): return
-    target.joinpath(name).write_text(f'#!/bin/sh\n"exec" "{python}" "$0" "$@"\n' + text.split('\n', 1)[1]) # read by a shell, then by Python: paths may be long
-    target.joinpath(name).chmod(0o755)
+    return text.split('\n', 1)[1] if text.startswith('#!') else ''
+
+def _put_script(folder, name, text):
+    "Write a command that the inner environment's Python runs"
+    if folder.joinpath(name).exists(): return
+    folder.joinpath(name).write_text(f'#!/bin/sh\n"exec" "{folder}/python" "$0" "$@"\n{text}') # read by a shell, then by Python: paths may be long
+    folder.joinpath(name).chmod(0o755)
 
 # %% ../nbs/16_emulated_container.ipynb #76cf675b
 SERVE = ('python', '-c', 'import os; from bin_counter.serve import serve; serve(os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml") + "/model")')
@@ -156,7 +163,7 @@ def cloud_env(
             'AWS_EC2_METADATA_DISABLED': 'true', 'AWS_CONFIG_FILE': os.devnull, 'AWS_SHARED_CREDENTIALS_FILE': os.devnull,
             'NO_PROXY': '127.0.0.0/8,127.0.0.1,localhost', 'no_proxy': '127.0.0.0/8,127.0.0.1,localhost', **closed}
 
-# %% ../nbs/16_emulated_container.ipynb #ba4379a6
+# %% ../nbs/16_emulated_container.ipynb #47462a36
 def container_env(
     region:Region, # where it runs
     root:Path, # folder of the container
@@ -166,10 +173,10 @@ def container_env(
     "Environment of a container"
     cloud, mode = region.cloud, region.cloud.sandbox.mode
     kept = {k: v for k, v in os.environ.items() if k.startswith('PIP_') or k in ('SSL_CERT_FILE', 'REQUESTS_CA_BUNDLE') or cloud.settings.network and k.lower().endswith('_proxy')}
-    toolkit = {'SAGEMAKER_TRAINING_MODULE': 'sagemaker_pytorch_container.training:main'} if importlib.util.find_spec('sagemaker_pytorch_container') else {}
+    toolkit = {'SAGEMAKER_TRAINING_MODULE': 'sagemaker_pytorch_container.training:main'} if cloud.settings.toolkit and importlib.util.find_spec('sagemaker_pytorch_container') else {}
     folders = {'SAGEMAKER_BASE_DIR': str(root/'ml'), 'SM_CHECKPOINT_DIR': str(root/'ml/checkpoints'), 'SM_FAILURE_FILE': str(root/'ml/output/failure')}
     base = {'TMPDIR': '/opt/ml/tmp'} if mode == 'namespaces' else folders
-    return {**kept, 'PATH': f'{make_python(root, ours)}:{Path(sys.executable).parent}:/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin', 'HOME': str(root/'home'), 'LANG': 'C.UTF-8',
+    return {**kept, 'PATH': f'{make_python(root, ours, cloud.settings.toolkit)}:{Path(sys.executable).parent}:/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin', 'HOME': str(root/'home'), 'LANG': 'C.UTF-8',
             'PYTHONUNBUFFERED': '1', 'PYTHONDONTWRITEBYTECODE': '1', 'OMP_NUM_THREADS': str(cloud.settings.threads), 'GLOO_SOCKET_IFNAME': 'lo', 'TP_SOCKET_IFNAME': 'lo', 'NCCL_SOCKET_IFNAME': 'lo',
             'PET_MASTER_PORT': str(free_port()), **toolkit, **cloud_env(cloud.url, region.name, cloud.settings.network), **base, **extra}
 

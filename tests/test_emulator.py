@@ -410,6 +410,42 @@ open(os.path.join(os.environ['SM_MODEL_DIR'], 'model.pth'), 'w').write('w')
     else: assert job.get('FinalMetricDataList', [{}])[0].get('Value') == .5, (job, lines(own, name))
 
 
+@pytest.mark.parametrize('hosts', [1, 2])
+def test_the_stand_in_shows_a_script_what_the_toolkit_shows(aws, tmp_path, fakes, hosts):
+    "The same job under AWS's toolkit and under ours, alone and under torchrun: variables, arguments and the text of a failure"
+    own, theirs = [], None
+    script = """
+import json, os, sys
+print('sees ' + json.dumps({k: v for k, v in os.environ.items() if k.startswith('SM_')} | dict(args=sys.argv[1:], world=os.environ.get('WORLD_SIZE'), rank=os.environ.get('RANK'), port=os.environ['MASTER_PORT'])))
+if json.loads(os.environ['SM_HPS'])['lr'] > 1: raise ValueError('too fast')
+open(os.path.join(os.environ['SM_MODEL_DIR'], 'model.pth'), 'w').write('w')
+"""
+    with tarfile.open(tmp_path/'sourcedir.tar.gz', 'w:gz') as t:
+        (tmp_path/'train.py').write_text(script)
+        t.add(tmp_path/'train.py', 'train.py')
+    hps = dict(sagemaker_program='"train.py"', sagemaker_submit_directory='"s3://bins/source/sourcedir.tar.gz"', arch='"resnet18"', **(dict(sagemaker_torch_distributed_enabled='true') if hosts == 2 else {}))
+
+    def run(toolkit):
+        with Emulator(tmp_path/f'toolkit-{toolkit}', settings=SETTINGS | dict(toolkit=toolkit), images=fakes) as cloud:
+            s3, sm = cloud.client('s3'), cloud.client('sagemaker')
+            s3.create_bucket(Bucket='bins')
+            s3.upload_file(str(tmp_path/'sourcedir.tar.gz'), 'bins', 'source/sourcedir.tar.gz')
+            s3.put_object(Bucket='bins', Key='photos/0.jpg', Body=b'x')
+            good, bad = (train(sm, n, hosts, image=AWSS, hps=hps | dict(lr=lr), InputDataConfig=[channel('photos')]) for n, lr in (('good', '0.5'), ('bad', '2')))
+            return good, bad, sorted((json.loads(l[5:]) for l in lines(cloud, 'good') if l.startswith('sees ')), key=lambda seen: seen['SM_CURRENT_HOST'])
+
+    good, bad, own = run(False)
+    assert good['TrainingJobStatus'] == 'Completed' and len(own) == hosts
+    assert 'ExecuteUserScriptError' in bad['FailureReason'] and 'too fast' in bad['FailureReason']
+    if hosts == 2: assert {(seen['world'], seen['rank']) for seen in own} == {('2', '0'), ('2', '1')}
+    pytest.importorskip('sagemaker_training', reason="AWS's toolkit is not installed: pip install sagemaker-training (it needs a C compiler)")
+    good, bad, theirs = run(True)
+    assert good['TrainingJobStatus'] == 'Completed' and 'ExecuteUserScriptError' in bad['FailureReason'] and 'too fast' in bad['FailureReason']
+    for ours, aws_s in zip(own, theirs):
+        apart = {k: (v, aws_s.get(k)) for k, v in ours.items() if aws_s.get(k) != v and k not in ('SM_OUTPUT_INTERMEDIATE_DIR',) and str(tmp_path) not in v}
+        assert not apart
+
+
 @pytest.fixture(scope='module')
 def sdk(aws, tmp_path_factory):
     "SDK v3's ModelTrainer against the emulator"
