@@ -8,7 +8,7 @@ __all__ = ['FIGURES', 'Predictions', 'read_predictions', 'confusion_matrix', 'we
            'format_comparison', 'plot_history', 'plot_recall', 'plot_reliability', 'plot_abstention', 'plot_errors',
            'worst_mistakes', 'render_report', 'evaluate']
 
-# %% ../nbs/07_evaluate.ipynb #8beb6718
+# %% ../nbs/07_evaluate.ipynb #011a30cf
 import base64, io, json, math, re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +19,11 @@ import numpy as np
 
 from .core import (ConfigError, Counts, DataError, ModelCard, PhotoError, atomic_write, count_interval, file_hash, read_card, text_table,
                               read_csv, read_json, write_json)
-from .figure import BLUE, GREY, INK, ORANGE, bare_axes, figure_svg, heat_photo
+from .figure import BLUE, GREY, INK, ORANGE, bare_axes, heat_photo
+from .page import STYLE, html_figure, html_page, html_section, html_table
 from .photo import read_photo
+
+_CSS, _section, _html_table = STYLE, html_section, html_table
 
 # %% ../nbs/07_evaluate.ipynb #fb05b045
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,7 +147,7 @@ def _kappas(matrix):
     with np.errstate(invalid='ignore', divide='ignore'):
         return 1 - (weight*matrix).sum((-2, -1)) * matrix.sum((-2, -1)) / (weight*chance).sum((-2, -1))
 
-# %% ../nbs/07_evaluate.ipynb #b8aa8def
+# %% ../nbs/07_evaluate.ipynb #5c62becf
 def weighted_kappa(
     truth:np.ndarray, # true class of each photo, shape (n,)
     answers:np.ndarray, # answered class, shape (n,)
@@ -153,7 +156,7 @@ def weighted_kappa(
     "Quadratic weighted kappa"
     if not len(truth) or (len(set(truth)) == 1 and set(truth) == set(answers)): return None
     try: from sklearn.metrics import cohen_kappa_score
-    except ImportError as e: raise ConfigError("scores need scikit-learn: pip install 'bin_counter[train]'") from e
+    except ImportError: return _number(_kappas(np.bincount(np.asarray(truth)*k + answers, minlength=k*k).reshape(k, k)))
     return float(cohen_kappa_score(truth, answers, labels=range(k), weights='quadratic'))
 
 # %% ../nbs/07_evaluate.ipynb #343369f6
@@ -472,19 +475,6 @@ def _mistake_html(m, data, explain=None):
     except PhotoError as e: pic = f'<p class="gone">{escape(str(e).removeprefix(f"{path}: "))}</p>'
     return f'<figure>{pic}<figcaption><b>{escape(m["id"])}</b><br>{escape(said)}<br>probability {m["trust"]:.3f}</figcaption></figure>'
 
-# %% ../nbs/07_evaluate.ipynb #c9ab2b52
-def _html_table(caption, head, rows, cls=''):
-    "A table with a caption and scoped headers; a row's first cell is its header, or a pair of header and explanation; another pair is style and text"
-    def cell(c): return f'<td style="{c[0]}">{escape(str(c[1]))}</td>' if isinstance(c, tuple) else f'<td>{escape(str(c))}</td>'
-    def name(c): return f'{escape(c[0])}<small>{escape(c[1])}</small>' if isinstance(c, tuple) else escape(str(c))
-    top = ''.join(f'<th scope="col">{escape(str(c))}</th>' for c in head)
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="{cls}"><caption>{escape(caption)}</caption>'
-            f'<thead><tr>{top}</tr></thead><tbody>' + ''.join(f'<tr><th scope="row">{name(r[0])}</th>{"".join(map(cell, r[1:]))}</tr>' for r in rows) + '</tbody></table></div>')
-
-def _section(name, title, *parts):
-    "A section of the page"
-    return f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
-
 # %% ../nbs/07_evaluate.ipynb #ac4987ee
 def _headline_words(scores, part):
     "The result in plain sentences"
@@ -512,23 +502,23 @@ def _bars_html(scores):
         return f'<div class="row {cls}"><span>{escape(name)}</span><div class="track"><div style="width:{100*v:.1f}%"></div>{span}</div><b>{v:.1%}</b></div>'
     return f'<div class="bars" role="img" aria-label="Exact accuracy: {escape(", ".join(f"{r[0]} {r[1]:.1%}" for r in rows))}">{"".join(bar(*r) for r in rows)}</div>'
 
-# %% ../nbs/07_evaluate.ipynb #aeec3f12
+# %% ../nbs/07_evaluate.ipynb #03851b86
 def _confusion_html(scores, part):
     "The confusion matrix, shaded by row"
     names, rows = list(scores['per_class']), []
     for name, row in zip(names, scores['confusion']):
         n = sum(row) or 1
         rows.append([name, *((f'background:color-mix(in srgb,var(--blue) {75*v/n:.0f}%,transparent)', f'{v:,}') for v in row), f'{row[names.index(name)]/n:.0%}' if sum(row) else '–'])
-    return _html_table(f'{part} photos: rows are true counts, columns are answers', ['true', *names, 'recall'], rows, 'heat')
+    return html_table(f'{part} photos: rows are true counts, columns are answers', ['true', *names, 'recall'], rows, 'heat')
 
 def _figures_html(scores, part, explain):
     "All figures of a part with intervals and baselines"
     base = _base_names(scores)
     rows = [[(label, what) if explain else label, _show(k, scores['figures'][k]['value']), _show_interval(k, scores['figures'][k]), *(_show(k, scores['baselines'][b].get(k)) for b in base)] for k, (label, what) in FIGURES.items()]
     notes = ''.join(f'<p class="soft">{escape(n)}.</p>' for n in scores['notes'])
-    return _html_table(f"{part}: {scores['photos']:,} photos in {scores['groups']:,} groups", ['', 'value', '95% interval', *base.values()], rows, 'figures') + notes
+    return html_table(f"{part}: {scores['photos']:,} photos in {scores['groups']:,} groups", ['', 'value', '95% interval', *base.values()], rows, 'figures') + notes
 
-# %% ../nbs/07_evaluate.ipynb #eafade6a
+# %% ../nbs/07_evaluate.ipynb #82ed4e1e
 def _leak_html(leak):
     "What is known about relatives across parts"
     if not leak: return '<p class="warn">No leak report was given. Photos of one bin may lie in train and in test, and the figures above may be too good.</p>'
@@ -538,9 +528,9 @@ def _leak_html(leak):
     alarm = any(leak.get(part, {}).get('with_relative') for part in ('valid', 'test'))
     if not leak.get('visible', True): says.append('Nothing is known about relatives in these data, so a leak could not be seen.')
     pairs = ''.join(f"<li>{escape(e['id'])} ({escape(e['part'])}) and {escape(e['relative'])} (train)</li>" for e in leak.get('examples', [])[:8])
-    return f'<p class="{"warn" if alarm or not leak.get("visible", True) else ""}">{escape(" ".join(says))}</p>' + _html_table('relatives across parts', ['related by', 'families', 'across parts'], rows) + (f'<ul>{pairs}</ul>' if pairs else '')
+    return f'<p class="{"warn" if alarm or not leak.get("visible", True) else ""}">{escape(" ".join(says))}</p>' + html_table('relatives across parts', ['related by', 'families', 'across parts'], rows) + (f'<ul>{pairs}</ul>' if pairs else '')
 
-# %% ../nbs/07_evaluate.ipynb #ac1eee1a
+# %% ../nbs/07_evaluate.ipynb #9800a286
 def _card_html(card):
     "The card's main lines, and the rest to unfold"
     pre = card.preprocess
@@ -548,50 +538,17 @@ def _card_html(card):
             ['a person is asked', f'below a trust of {card.review_below}'], ['alarm', f'from a probability of {card.alarm_at} that the record is wrong'], ['licence of the photos', card.data_licence or 'not stated']]
     rows += [[k.replace('_', ' '), v] for k, v in sorted(card.training.items()) if isinstance(v, (str, int, float, bool))]
     whole = escape(json.dumps({k: v for k, v in card.to_dict().items() if k != 'metrics'}, indent=1, sort_keys=True, ensure_ascii=False, default=str))
-    return _html_table('what the model is', ['', 'value'], rows, 'card') + f'<details><summary>card.json</summary><pre>{whole}</pre></details>'
+    return html_table('what the model is', ['', 'value'], rows, 'card') + f'<details><summary>card.json</summary><pre>{whole}</pre></details>'
 
-# %% ../nbs/07_evaluate.ipynb #45c85965
-_CSS = """
-:root{color-scheme:light dark;--bg:#fff;--ink:#1b2128;--soft:#59636e;--line:#d8dde2;--panel:#f4f6f8;--blue:#2f7bc0;--orange:#c8641b;--grey:#8a94a0;--warn:#fff4e5}
-@media (prefers-color-scheme:dark){:root{--bg:#14181d;--ink:#e7ebef;--soft:#a5afb9;--line:#353d46;--panel:#1c2229;--blue:#5aa5e6;--orange:#ee9450;--grey:#7b8690;--warn:#3a2a17}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main,header,footer{max-width:1000px;margin:auto;padding:0 20px}
-header{padding-top:36px} h1{font-size:1.9rem;line-height:1.2;margin:0 0 4px} h2{font-size:1.3rem;margin:0 0 12px} h3{font-size:1rem;margin:20px 0 6px}
-section{padding:26px 0;border-top:1px solid var(--line)} section:first-of-type{border:0}
-.soft,figcaption,footer,caption{color:var(--soft);font-size:.9rem} .lead{font-size:1.2rem;max-width:46em;margin:0 0 18px}
-.warn{background:var(--warn);border-left:4px solid var(--orange);padding:10px 14px;border-radius:4px}
-nav{margin:14px 0 8px;font-size:.9rem;display:flex;flex-wrap:wrap;gap:4px 16px} a{color:var(--blue)}
-.bars{display:grid;gap:8px;max-width:720px} .row{display:grid;grid-template-columns:12.5em 1fr 4em;gap:12px;align-items:center}
-.track{position:relative;height:20px;background:var(--panel);border-radius:4px} .track div{height:100%;border-radius:4px;background:var(--grey)}
-.model b,.model span{font-weight:700} .model .track div{background:var(--blue)} .row b{font-weight:400;font-variant-numeric:tabular-nums}
-.track i{position:absolute;top:9px;height:2px;background:var(--ink)} .track i:before,.track i:after{content:"";position:absolute;top:-4px;height:10px;border-left:2px solid var(--ink)} .track i:before{left:0} .track i:after{right:0}
-.two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:24px}
-figure{margin:0} svg{display:block;width:100%;height:auto;max-width:560px;font-family:inherit} svg text{font-family:inherit}
-.scroll{overflow-x:auto;margin:0 0 12px} table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums} caption{text-align:left;padding-bottom:6px}
-th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap} th[scope=row],th:first-child{text-align:left;font-weight:600} thead th{font-size:.85rem;color:var(--soft);font-weight:600;vertical-align:bottom}
-.card td,.card th{text-align:left;white-space:normal;overflow-wrap:anywhere} th small{display:block;font-weight:400;color:var(--soft);font-size:.85rem} .figures th[scope=row]{white-space:normal;min-width:10em}
-.heat td{text-align:center;min-width:4.2em} .heat td:last-child{font-weight:600} .heat thead th{text-align:center} table.heat{width:auto}
-.worst{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:18px} .worst img+img{margin-top:6px} .worst img{display:block;width:100%;height:170px;object-fit:contain;background:var(--panel);border-radius:6px} .gone{background:var(--panel);border-radius:6px;height:170px;overflow:auto;margin:0;padding:12px;color:var(--soft);font-size:.9rem}
-pre{background:var(--panel);padding:12px 14px;border-radius:6px;overflow-x:auto;font-size:.85rem} summary{cursor:pointer;margin:8px 0}
-@media (max-width:560px){body{font-size:15px} .lead{font-size:1.08rem} .row{grid-template-columns:1fr 4em;gap:2px 10px} .row span{grid-column:1/-1} .worst{grid-template-columns:1fr 1fr} th,td{padding:6px 6px;font-size:.9rem} .figures th[scope=row]{min-width:10em;position:sticky;left:0;background:var(--bg)} .heat td{min-width:2.4em} .worst img,.gone{height:130px}}
-@media print{:root{--bg:#fff;--ink:#000;--soft:#444;--line:#bbb;--panel:#f1f1f1;--blue:#2f7bc0;--orange:#c8641b;--grey:#8a94a0;--warn:#fff} nav,footer{display:none} .two{grid-template-columns:1fr 1fr} .worst{grid-template-columns:repeat(4,1fr)} .worst img,.gone{height:110px} section{padding:14px 0} table{font-size:9pt} figure,tr,.row{break-inside:avoid} h2{break-after:avoid} .scroll{overflow:visible;break-inside:avoid} th,td{padding:3px 6px} body{font-size:11pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-"""
-
-# %% ../nbs/07_evaluate.ipynb #4e7dd621
+# %% ../nbs/07_evaluate.ipynb #e981b731
 def _trust_html(scores):
     "The reliability diagram in numbers, with one of them in words"
     top = scores['calibration'][-1]
     rows = [[f"{b['low']:.0%} to {b['high']:.0%}", f"{b['photos']:,.0f}", f"{b['confidence']:.0%}", f"{b['accuracy']:.0%}"] for b in scores['calibration']]
     said = f"Where the model was surest, it said {top['confidence']:.0%} on average and was right in {top['accuracy']:.0%} of {top['photos']:,.0f} photos."
-    return f'<div><p>{said}</p>' + _html_table('answers by their probability', ['probability', 'photos', 'said', 'right'], rows) + '</div>'
+    return f'<div><p>{said}</p>' + html_table('answers by their probability', ['probability', 'photos', 'said', 'right'], rows) + '</div>'
 
-# %% ../nbs/07_evaluate.ipynb #cf639326
-def _figure(fig, name, caption, alt=None):
-    "A picture with its caption"
-    return f'<figure>{figure_svg(fig, name, alt or caption)}<figcaption>{escape(caption)}</figcaption></figure>'
-
-# %% ../nbs/07_evaluate.ipynb #e3a79ffd
+# %% ../nbs/07_evaluate.ipynb #47c39fff
 _HEAT = ' The second picture of each glows where the counter saw what spoke for its answer (Grad-CAM).'
 
 def _abstention_html(scores):
@@ -603,27 +560,27 @@ def _abstention_html(scores):
         c, width = scores['intervals']['coverage'], scores['intervals']['width']
         span = f" (95% interval {c['low']:.1%} to {c['high']:.1%})" if c['low'] is not None else ''
         said.insert(0, f"The intervals are meant to hold the record for 90% of the photos: they hold {c['value']:.1%}{span}, and are {width:.1f} counts wide on average.")
-    return '<div class="two">' + _figure(plot_abstention(scores), 'abstention', 'Right answers among those given, if only the surest photos are answered. A curve that falls to the right says that trust means something.') + \
+    return '<div class="two">' + html_figure(plot_abstention(scores), 'abstention', 'Right answers among those given, if only the surest photos are answered. A curve that falls to the right says that trust means something.') + \
            '<div>' + ''.join(f'<p>{s}</p>' for s in said) + '</div></div>'
 
-# %% ../nbs/07_evaluate.ipynb #67cedf04
+# %% ../nbs/07_evaluate.ipynb #66d7c4e2
 def _plots_html(scores):
     "Recall, reliability and errors"
     recall = ', '.join(f"{n}: {_show('recall', c['recall']['value'])}" for n, c in scores['per_class'].items())
     errors = ', '.join(f'{int(d):+d}: {n}' for d, n in scores['errors'].items())
-    return _section('counts', 'Each count', '<div class="two">', _figure(plot_recall(scores), 'recall', 'Recall of each count with its 95% interval; n is the number of photos.', f'Recall of each count: {recall}'),
-                    _figure(plot_errors(scores), 'errors', 'How far the answers are off. Left of 0 the model counts too few, right of it too many.', f'Photos by answer minus true count: {errors}'), '</div>') + \
-           _section('calibration', 'How far to trust it', '<div class="two">', _figure(plot_reliability(scores), 'reliability', 'Bars under the dashed line: the model is surer than it should be. Larger dots stand for more photos.',
+    return html_section('counts', 'Each count', '<div class="two">', html_figure(plot_recall(scores), 'recall', 'Recall of each count with its 95% interval; n is the number of photos.', f'Recall of each count: {recall}'),
+                    html_figure(plot_errors(scores), 'errors', 'How far the answers are off. Left of 0 the model counts too few, right of it too many.', f'Photos by answer minus true count: {errors}'), '</div>') + \
+           html_section('calibration', 'How far to trust it', '<div class="two">', html_figure(plot_reliability(scores), 'reliability', 'Bars under the dashed line: the model is surer than it should be. Larger dots stand for more photos.',
                     f"Reliability diagram, expected calibration error {_show('ece', scores['figures']['ece']['value'])}"), _trust_html(scores), '</div>', _abstention_html(scores))
 
 def _history_html(history):
     "Learning curves"
     last = history[-1].get('accuracy')
     end = f'; accuracy at the end {last:.1%}' if isinstance(last, float) else ''
-    return _section('learning', 'Learning', '<div class="two">', _figure(plot_history(history), 'loss', f'Loss over {len(history)} epochs. Valid rising while train falls means learning by heart.'),
-                    _figure(plot_history(history, ('within_one', 'accuracy'), 'share of valid photos'), 'curve', f"Accuracy and within-one on valid photos after each epoch{end}."), '</div>')
+    return html_section('learning', 'Learning', '<div class="two">', html_figure(plot_history(history), 'loss', f'Loss over {len(history)} epochs. Valid rising while train falls means learning by heart.'),
+                    html_figure(plot_history(history, ('within_one', 'accuracy'), 'share of valid photos'), 'curve', f"Accuracy and within-one on valid photos after each epoch{end}."), '</div>')
 
-# %% ../nbs/07_evaluate.ipynb #23425a2c
+# %% ../nbs/07_evaluate.ipynb #c422a9ab
 def render_report(
     metrics:Mapping, # what `evaluate` writes to metrics.json
     mistakes:Sequence[Mapping]=(), # what `worst_mistakes` gave
@@ -635,18 +592,15 @@ def render_report(
 )->str: # a page that needs no other file
     "Write the report as one page of HTML"
     part = 'test' if 'test' in metrics else 'valid'
-    scores, title = metrics[part], escape(metrics['title'])
+    scores = metrics[part]
     words = dict(summary='Result', figures='All figures', learning='Learning', confusion='Confusion', counts='Each count', calibration='Trust', worst='Worst mistakes', leak='Leaks', card='The model', repeat='Repeat')
-    body = [_section('summary', 'Result', f'<p class="lead">{escape(_headline_words(scores, part))}</p>', _bars_html(scores), f'<p class="soft">{escape(metrics["protocol"])}</p>'),
-            _section('figures', 'All figures', *(_figures_html(metrics[k], k, k == part) for k in ('test', 'valid') if k in metrics)),
-            _history_html(history) if history else '', _section('confusion', 'Which counts are taken for which', _confusion_html(scores, part)), _plots_html(scores)]
-    if mistakes: body.append(_section('worst', 'Worst mistakes', f'<p>The most confident wrong answers. Some of these records may be wrong themselves.{_HEAT if explain else ""}</p><div class="worst">', *(_mistake_html(m, data, explain) for m in mistakes), '</div>', _licence(card, data)))
-    body += [_section('leak', 'Leaks between parts', _leak_html(leak)), _section('card', 'The model', _card_html(card)) if card else '',
-             _section('repeat', 'How to repeat it', f'<pre>{escape(metrics["repeat"])}</pre><p class="soft">Predictions: SHA-256 {metrics["predictions_sha256"]}</p>')]
-    page = ''.join(body)
-    links = ''.join(f'<a href="#{k}">{v}</a>' for k, v in words.items() if f'<section id="{k}"' in page)
-    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>{_CSS}</style></head>'
-            f'<body><header><h1>{title}</h1><nav aria-label="Sections">{links}</nav></header><main>{page}</main><footer><p>Written by bin_counter.</p></footer></body></html>\n')
+    body = [html_section('summary', 'Result', f'<p class="lead">{escape(_headline_words(scores, part))}</p>', _bars_html(scores), f'<p class="soft">{escape(metrics["protocol"])}</p>'),
+            html_section('figures', 'All figures', *(_figures_html(metrics[k], k, k == part) for k in ('test', 'valid') if k in metrics)),
+            _history_html(history) if history else '', html_section('confusion', 'Which counts are taken for which', _confusion_html(scores, part)), _plots_html(scores)]
+    if mistakes: body.append(html_section('worst', 'Worst mistakes', f'<p>The most confident wrong answers. Some of these records may be wrong themselves.{_HEAT if explain else ""}</p><div class="worst">', *(_mistake_html(m, data, explain) for m in mistakes), '</div>', _licence(card, data)))
+    body += [html_section('leak', 'Leaks between parts', _leak_html(leak)), html_section('card', 'The model', _card_html(card)) if card else '',
+             html_section('repeat', 'How to repeat it', f'<pre>{escape(metrics["repeat"])}</pre><p class="soft">Predictions: SHA-256 {metrics["predictions_sha256"]}</p>')]
+    return html_page(metrics['title'], body, words)
 
 def _licence(card, data):
     "Licence line under the pictures"

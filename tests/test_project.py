@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))
-SHARED = {'core', 'photo', 'figure', 'splits', 'scene', 'model', 'net', 'watch', 'pairs', 'cache', 'hosts', 'settings', 'calibration', 'trials', # what a stage may import;
+SHARED = {'core', 'photo', 'figure', 'page', 'splits', 'scene', 'model', 'net', 'watch', 'pairs', 'cache', 'hosts', 'settings', 'calibration', 'trials', # what a stage may import;
           'package', 'fetch', 'inference', 'prices', 'cloud'} # everything else is a stage, and the parts of the emulator are one
 
 
