@@ -289,7 +289,12 @@ def status(
     outputs = {o['OutputKey']: o['OutputValue'] for o in found.get('Outputs', [])}
     return StackStatus(stack, region, found.get('StackStatus', 'absent'), outputs, tuple(mine + others))
 
-# %% ../nbs/12_stack.ipynb #7cc8bfd9
+# %% ../nbs/12_stack.ipynb #7e1911e7
+def _first_versions(aws, mine):
+    "Up to a thousand objects and marks of deleted ones"
+    page = aws.ask('s3', 'ListObjectVersions', **mine)
+    return [dict(Key=v['Key'], VersionId=v['VersionId']) for v in [*page.get('Versions', []), *page.get('DeleteMarkers', [])]]
+
 def empty_bucket(
     aws:Asker, # who asks
     bucket:str, # name
@@ -298,9 +303,8 @@ def empty_bucket(
     "Delete everything in a bucket"
     n, mine = 0, dict(Bucket=bucket, ExpectedBucketOwner=account)
     try:
-        for page in aws.pages('s3', 'ListObjectVersions', **mine):
-            keys = [dict(Key=v['Key'], VersionId=v['VersionId']) for v in [*page.get('Versions', []), *page.get('DeleteMarkers', [])]]
-            failed = aws.ask('s3', 'DeleteObjects', **mine, Delete=dict(Objects=keys, Quiet=True)).get('Errors', []) if keys else []
+        while keys := _first_versions(aws, mine): # always the first page: what comes after a deleted key is not for sure
+            failed = aws.ask('s3', 'DeleteObjects', **mine, Delete=dict(Objects=keys, Quiet=True)).get('Errors', [])
             if failed: raise CloudError(f"bucket {bucket}: {failed[0]['Key']} cannot be deleted ({failed[0].get('Message', failed[0].get('Code'))})")
             n += len(keys)
     except CloudError as e:

@@ -329,6 +329,8 @@ def test_a_bucket_with_versions_is_emptied_whole(moto):
     assert empty_bucket(Asker('eu-west-1'), 'bins-page', ACCOUNT) == 5
     assert empty_bucket(Asker('eu-west-1'), 'bins-page', ACCOUNT) == 0
     assert empty_bucket(Asker('eu-west-1'), 'not-there', ACCOUNT) == 0
+    for i in range(1_002): moto.put_object(Bucket='bins-page', Key=f'many/{i}', Body=b'x') # more than one page
+    assert empty_bucket(Asker('eu-west-1'), 'bins-page', ACCOUNT) == 1_002
     moto.delete_bucket(Bucket='bins-page')
 
 
