@@ -298,20 +298,20 @@ def _licence(data):
     path = Path(data)/'LICENCE.txt'
     return ' '.join(path.read_text(encoding='utf-8').split()) if path.is_file() else ''
 
-# %% ../nbs/20_cli.ipynb #e669ec03
+# %% ../nbs/20_cli.ipynb #2733d61d
 def _hash(path): return file_hash(path) if Path(path).exists() else ''
 
 def _settings(given):
     "Settings from `name=value` texts"
     from dataclasses import fields
-    from bin_counter.train import TrainConfig
+    from bin_counter.settings import TrainConfig
     bad = [g for g in given if '=' not in g]
     if bad: raise ConfigError(f'--set {bad[0]!r}: write it as name=value, as in --set mixup=0')
     out = dict(g.split('=', 1) for g in given)
     twice = sorted(set(out) & set(OPTIONS))
     if twice: raise ConfigError(f'--set {twice[0]}: this setting has an option of its own, --{twice[0].replace("_", "-")}')
     unknown = sorted(set(out) - {f.name for f in fields(TrainConfig)})
-    if unknown: raise ConfigError(f'no such setting: {", ".join(unknown)}: see bin_counter.train.TrainConfig')
+    if unknown: raise ConfigError(f'no such setting: {", ".join(unknown)}: see bin_counter.settings.TrainConfig')
     return out
 
 # %% ../nbs/20_cli.ipynb #d3db606f
@@ -339,35 +339,65 @@ def _pack(out):
     build_package(out, out/'model.tar.gz')
     return f'{out}/model.tar.gz, {(out/"model.tar.gz").stat().st_size/1e6:.1f} MB'
 
+# %% ../nbs/20_cli.ipynb #26cde1ad
+def _train_there(data, out, hps, where):
+    "Train on AWS"
+    from bin_counter.remote import train_remote
+    return train_remote(data, out, hps, where)
+
+def _remote_words(where, hps):
+    "The plan of a training job, for those who only ask"
+    if where is None: return ''
+    from bin_counter.cloud import format_plan
+    from bin_counter.remote import remote_plan
+    return '\n\n' + format_plan(remote_plan(where, hps))
+
+def _where(given):
+    "Where a run trains: None for this machine"
+    if given['where'] not in ('local', 'sagemaker'): raise ConfigError(f"--where {given['where']}: choose local or sagemaker")
+    ours = dict(project='bins', role='', bucket='', region='', instance='ml.m5.xlarge', machines=1, spot=False, hours=1., max_hours=4.)
+    if given['where'] == 'local':
+        odd = [k for k, v in ours.items() if given[k] != v]
+        if odd: raise ConfigError(f'--{odd[0].replace("_", "-")} is for --where sagemaker')
+        return None
+    here = next((k for k in ('tensorboard', 'profile') if given[k]), '')
+    if here: raise ConfigError(f'--{here} is for --where local: a job on AWS leaves its checks and its report in OUT/job')
+    if given['data_licence']: raise ConfigError('--data-licence is for --where local: write the licence into LICENCE.txt in the data folder, which travels with the photos')
+    from bin_counter.plans import Machines
+    from bin_counter.remote import Where
+    place = Machines(given['instance'], given['machines'], spot=given['spot'], hours=given['hours'], max_hours=given['max_hours'])
+    return Where(given['project'], given['role'], given['bucket'], given['region'], place)
+
 # %% ../nbs/20_cli.ipynb #5a7d001c
 def _need_tensorboard(out):
     "Fail at once where TensorBoard is wanted and not installed"
     from bin_counter.watch import TensorBoardWriter
     TensorBoardWriter(Path(out)/'tensorboard')
 
-# %% ../nbs/20_cli.ipynb #745d0ba8
-def _run_all(data, out, hps, split, ratios, balance, licence, dry_run, watch=()):
+# %% ../nbs/20_cli.ipynb #1cac5a1d
+def _run_all(data, out, hps, split, ratios, balance, licence, dry_run, watch=(), where=None):
     "The stages of `bin_run`, in order"
     from bin_counter.balance import parse_ratios
-    from bin_counter.train import config_from_hps
+    from bin_counter.settings import config_from_hps
     config, counts = config_from_hps(hps), Counts.parse(hps['counts'])
     parse_ratios(ratios)
     if not data.is_dir(): raise DataError(f'{data}: no such folder: make one with bin_data or bin_synth')
-    if dry_run: return print(json.dumps(dict(data=str(data), out=str(out), split=split, ratios=ratios, balance=balance, training=asdict(config)), indent=1))
+    if dry_run: return print(json.dumps(dict(data=str(data), out=str(out), split=split, ratios=ratios, balance=balance, training=asdict(config)), indent=1) + _remote_words(where, hps))
     if 'tensorboard' in watch: _need_tensorboard(out)
     stages, licence = Stages(out), licence or _licence(data)
     how = dict(by=split, ratios=ratios, balance=balance, seed=hps['seed'], counts=str(counts))
     stages.run('index', [_listing(data)], ['manifest.csv'], lambda: _index(data, out))
     stages.run('look', [_hash(out/'manifest.csv')], ['quality.csv'], lambda: _look(data, out))
     stages.run('split', [_hash(out/'manifest.csv'), _hash(out/'quality.csv'), how], ['splits.csv', 'leak.json'], lambda: _split(out, counts, split, ratios, balance, hps['seed']))
-    stages.run('train', [_hash(out/'splits.csv'), asdict(config), _hash(config.weights), licence], ['model.pth', 'card.json', 'predictions.csv', 'history.csv'], lambda: _train(out, data, hps, licence, watch))
+    made = ['model.pth', 'card.json', 'predictions.csv', 'history.csv'] + (['model.tar.gz'] if where else [])
+    stages.run('train', [_hash(out/'splits.csv'), asdict(config), _hash(config.weights), licence], made, lambda: _train_there(data, out, hps, where) if where else _train(out, data, hps, licence, watch))
     line = _typed(dict(data=data, out=out, split=split, ratios=ratios, balance=balance, data_licence=licence) | hps)
     stages.run('evaluate', [_hash(out/'predictions.csv'), _hash(out/'card.json')], ['metrics.json', 'report.html'], lambda: _evaluate(out, data, line) and None)
-    stages.run('package', [_hash(out/'model.pth'), _hash(out/'card.json')], ['model.tar.gz'], lambda: _pack(out))
+    if not where: stages.run('package', [_hash(out/'model.pth'), _hash(out/'card.json')], ['model.tar.gz'], lambda: _pack(out))
     print('\n' + _accuracy_line(read_json(out/'metrics.json')))
     print(f'report:   {out}/report.html\npackage:  {out}/model.tar.gz\nnext:     bin_count --package {shlex.quote(str(out))}/model.tar.gz PHOTO')
 
-# %% ../nbs/20_cli.ipynb #d0cbbaaf
+# %% ../nbs/20_cli.ipynb #40f4517f
 @command(required=('data', 'out'), many=('set',))
 def bin_run(
     data:str=None, # data folder: bin-images/, metadata/
@@ -389,15 +419,24 @@ def bin_run(
     data_licence:str='', # licence of the photos, for the model card; default: what LICENCE.txt in the data folder says
     tensorboard:bool=False, # also write a TensorBoard log of the training to OUT/tensorboard
     profile:bool=False, # also record a few training steps with torch's profiler, to OUT/profile; a training that is done is not done again for it
-    where:str='local', # 'local'
-    dry_run:bool=False, # only say what would be done
+    where:str='local', # who trains: 'local', or 'sagemaker' for machines on AWS
+    project:str='bins', # on AWS: name of everything that is made there
+    role:str='', # on AWS: ARN that the job runs under; looked for where nothing is said
+    bucket:str='', # on AWS: bucket for photos and models; the project's own where nothing is said
+    region:str='', # on AWS: where; the region of your AWS settings where nothing is said
+    instance:str='ml.m5.xlarge', # on AWS: machine, as ml.g4dn.xlarge for one with a GPU
+    machines:int=1, # on AWS: how many of them train together
+    spot:bool=False, # on AWS: take spare machines, for less
+    hours:float=1., # on AWS: that training is expected to take, for the price
+    max_hours:float=4., # on AWS: after which it is stopped
+    dry_run:bool=False, # only say what would be done, and what it would cost
 ):
     "From photos to an honest count: index, look, split, train, evaluate, package"
-    if where != 'local': raise ConfigError(f"--where {where}: this version runs on one machine: use --where local")
+    there = _where(dict(locals()))
     given = dict(arch=arch, weights=weights, counts=counts, epochs=epochs, size=size, batch_size=batch_size, lr=lr, trained=trained, seed=seed)
     hps = {**{k: v for k, v in given.items() if v is not None}, 'preset': preset, **(_settings(set) if set else {})}
     return _run_all(Path(data), Path(out), hps, split, ratios, balance or ('undersample' if preset == 'classic' else 'none'), data_licence, dry_run,
-                    [name for name, on in (('tensorboard', tensorboard), ('profile', profile)) if on])
+                    [name for name, on in (('tensorboard', tensorboard), ('profile', profile)) if on], there)
 
 # %% ../nbs/20_cli.ipynb #600fe237
 def _tune_split(data, out, counts, ratios, balance, seed):

@@ -113,35 +113,53 @@ def bin_deploy(
     "Put the counter on AWS: page, API, Lambda, and an endpoint if wanted"
     _deploy(dict(locals()))
 
-# %% ../nbs/21_operate.ipynb #87c9ab3c
+# %% ../nbs/21_operate.ipynb #66a93393
 @command
 def bin_status(
     stack:str='bin-counter', # name of the stack
+    project:str='', # name of a project of bin_run, bin_endpoint or bin_retrain, instead of a stack
     region:str=None, # where; the region of your AWS settings where nothing is said
     prices:str=None, # JSON file with prices of your own
 ):
     "Show what is on AWS, and what it costs by the hour"
     from bin_counter.cloud import default_region
     from bin_counter.prices import PRICES, read_prices
+    table, where = read_prices(prices) if prices else PRICES, region or default_region()
+    if project:
+        from bin_counter.leftovers import project_status
+        from bin_counter.plans import Project
+        return print(project_status(Project(project, where), prices=table))
     from bin_counter.stack import status
-    print(status(stack, region or default_region(), prices=read_prices(prices) if prices else PRICES))
+    print(status(stack, where, prices=table))
 
-# %% ../nbs/21_operate.ipynb #cf81394d
+# %% ../nbs/21_operate.ipynb #2d39f9cd
 @command
 def bin_teardown(
     stack:str='bin-counter', # name of the stack
+    project:str='', # name of a project of bin_run, bin_endpoint or bin_retrain, instead of a stack
+    keep_data:bool=False, # of a project: leave its bucket, with photos, packages and what was captured
     region:str=None, # where; the region of your AWS settings where nothing is said
     account:str='', # twelve digits that the credentials must be of
     yes:bool=False, # do not ask
+    dry_run:bool=False, # of a project: only say what would go
 ):
-    "Remove the stack with everything in it, photos too"
+    "Remove a stack or a project with everything in it, photos too"
     from bin_counter.cloud import default_region
-    from bin_counter.stack import teardown
     where = region or default_region()
-    if not yes:
-        if not sys.stdin.isatty(): raise ConfigError(f'this deletes stack {stack} in {where} and all photos in its buckets: add --yes where nobody can be asked')
-        if input(f'delete stack {stack} in {where} and all photos in its buckets? type its name: ').strip() != stack: raise ConfigError('nothing was deleted')
+    if not project and (keep_data or dry_run): raise ConfigError(f'--{"keep-data" if keep_data else "dry-run"} is for --project')
+    if not (yes or dry_run): _ask_first(f'project {project}' if project else f'stack {stack}', project or stack, where, '' if keep_data else ' and all photos in its buckets')
+    if project:
+        from bin_counter.leftovers import project_teardown
+        from bin_counter.plans import Project
+        return print(project_teardown(Project(project, where, account), keep_data=keep_data, dry_run=dry_run))
+    from bin_counter.stack import teardown
     print(teardown(stack, where, account))
+
+# %% ../nbs/21_operate.ipynb #ff27df37
+def _ask_first(what, name, where, also):
+    "Have a person type the name of what is to be deleted"
+    if not sys.stdin.isatty(): raise ConfigError(f'this deletes {what} in {where}{also}: add --yes where nobody can be asked')
+    if input(f'delete {what} in {where}{also}? type its name: ').strip() != name: raise ConfigError('nothing was deleted')
 
 # %% ../nbs/21_operate.ipynb #3be55592
 @command(required=('kind', 'out'))

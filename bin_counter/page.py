@@ -56,7 +56,7 @@ def html_table(
     return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="{cls}"><caption>{escape(caption)}</caption>'
             f'<thead><tr>{top}</tr></thead><tbody>' + ''.join(f'<tr><th scope="row">{name(r[0])}</th>{"".join(map(cell, r[1:]))}</tr>' for r in rows) + '</tbody></table></div>')
 
-# %% ../nbs/00_page.ipynb #8b53df40
+# %% ../nbs/00_page.ipynb #64273201
 def html_section(
     name:str, # its id, for links
     title:str, # its heading
@@ -65,6 +65,7 @@ def html_section(
     "A section of a page"
     return f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
+# %% ../nbs/00_page.ipynb #27f1b4d9
 def html_figure(
     fig:'Figure', # a matplotlib figure
     name:str, # prefix of its ids, unique in the page
@@ -74,7 +75,7 @@ def html_figure(
     "A figure with its caption"
     return f'<figure>{figure_svg(fig, name, alt or caption)}<figcaption>{escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/00_page.ipynb #ff8de953
+# %% ../nbs/00_page.ipynb #4bfab123
 def html_page(
     title:str, # heading, and name of the tab
     body:Sequence[str], # sections
@@ -88,6 +89,7 @@ def html_page(
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title><style>{STYLE}</style></head>'
             f'<body><header><h1>{escape(title)}</h1>{lead}{nav}</header><main>{page}</main><footer><p>Written by bin_counter.</p></footer></body></html>\n')
 
+# %% ../nbs/00_page.ipynb #d5b3d0ee
 def write_page(
     path:Path|str, # file to write
     page:str, # from `html_page`

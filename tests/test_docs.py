@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT/'tools'))
 import outputs, readme
 from docs.check import check_site
-from docs.myst import Site, convert_notebook, divs, slug
+from docs.myst import Site, _origin, convert_notebook, divs, slug
 from docs.nav import Page, read_nav, settings
 from docs.pages import grouped, help_of, llms, parser_of, scripts, words_of
 from docs.process import lede
@@ -155,6 +155,19 @@ def test_the_example_of_a_command_parses(example):
     parser_of(name, ROOT).parse_args(args)
 
 
+def lines_for_a_shell():
+    "Our commands in the shell blocks of the tutorials"
+    for path in sorted((ROOT/'nbs/tutorials').glob('*.ipynb')):
+        prose = '\n'.join(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown')
+        for block in re.findall(r'^```sh\n(.*?)^```', prose, re.M | re.S): yield from ((path.stem, line) for line in block.splitlines() if words_of(line)[0] in scripts(ROOT))
+
+
+@pytest.mark.parametrize('tutorial, line', [(t, line) for t, line in lines_for_a_shell() if not line.endswith('...')])
+def test_a_line_of_a_tutorial_parses(tutorial, line):
+    name, *args = words_of(line)
+    parser_of(name, ROOT).parse_args(args)
+
+
 # -- what is refused
 
 def put(path, text):
@@ -214,6 +227,14 @@ def test_links_lead_to_pages_where_there_is_one():
     for url, to in [('00_core.ipynb#counts', 'core.ipynb#counts'), ('nbs/00_core.ipynb', 'core.ipynb'), (BASE + 'core.html#counts', 'core.ipynb#counts'), ('commands.qmd', 'commands.md'), ('../benchmarks/README.md', 'benchmarks.md'),
                     ('../settings.ini', f'{site.blob}settings.ini'), ('https://elsewhere.org', 'https://elsewhere.org'), ('#part', '#part')]: assert site.link(url, here) == to
     assert site.link('../00_core.ipynb', below) == '../core.ipynb' and site.link(BASE + 'core.html', below) == '../core.ipynb'
+
+
+def test_a_tutorial_is_no_module_though_it_is_called_like_one():
+    "nbs/tutorials/serve.ipynb is not what bin_counter/serve.py is written from"
+    site = Site(PAGES, CFG, ROOT)
+    assert (ROOT/'bin_counter/serve.py').exists()
+    assert 'This page is a [notebook]' in _origin(Page('tutorials/serve.ipynb', 'Tutorials', 'Serve', 'One.', 'tutorials/serve.html'), site)
+    assert 'Module [`bin_counter.serve`]' in _origin(Page('10_serve.ipynb', 'The pipeline', 'Serve', 'One.', 'serve.html'), site)
 
 
 def test_a_cell_is_shown_as_its_options_say(tmp_path):

@@ -7,8 +7,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').glob('[0-9]*.ipynb'))
+TUTORIALS = sorted(p for p in (ROOT/'nbs/tutorials').glob('[a-z]*.ipynb'))
 SHARED = {'core', 'photo', 'figure', 'page', 'splits', 'scene', 'model', 'net', 'watch', 'pairs', 'cache', 'hosts', 'settings', 'calibration', 'trials', # what a stage may import;
           'package', 'fetch', 'inference', 'prices', 'cloud'} # everything else is a stage, and the parts of the emulator are one
+AWS = {'stack', 'plans', 'source', 'upload', 'client', 'champion', 'promote', 'ec2', 'endpoints', 'jobs', 'leftovers', 'pipeline', 'report', 'shards', 'drift', 'monitor', 'remote'} # what works on AWS stands on each other
+RUNS = dict(champion={'evaluate'}, pipeline={'bundle'}, shards={'data'}) # a stage that runs inside of their container, or zip
+FREE = {'cli', 'operate', 'sagemaker', 'rehearse'} # they call everything
 
 
 def cells(path): return json.loads(path.read_text())['cells']
@@ -37,8 +41,8 @@ def imports(name):
 def test_a_module_imports_only_earlier_ones_and_a_stage_no_stage(name):
     ours, _ = imports(name)
     assert all(ORDER.index(o) < ORDER.index(name) for o in ours)
-    more = {'train'} if name == 'tune' else {o for o in ours if o.startswith('emulat')} if name.startswith('emulat') else set() # a search is many trainings
-    if name not in ('cli', 'operate'): assert ours <= SHARED | more
+    more = {'train'} if name == 'tune' else {o for o in ours if o.startswith('emulat')} if name.startswith('emulat') else AWS | RUNS.get(name, set()) if name in AWS else set() # a search is many trainings
+    if name not in FREE: assert ours <= SHARED | more
 
 
 TRAINING = {'numpy', 'torch', 'fastai', 'fastcore'}
@@ -75,7 +79,21 @@ def test_a_notebook_can_be_read(path):
     assert len({c['id'] for c in all_cells}) == len(all_cells)
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', TUTORIALS, ids=lambda p: p.stem)
+def test_a_tutorial_can_be_read(path):
+    "A title and its point, prose between the cells, a way to the figures of real bins; it exports nothing"
+    all_cells = cells(path)
+    code = [c for c in all_cells if c['cell_type'] == 'code' and not source(c).startswith('#| hide')]
+    lengths = [len(source(c).splitlines()) for c in code]
+    prose = '\n'.join(source(c) for c in all_cells if c['cell_type'] == 'markdown')
+    assert re.match(r'# .+\n\n> .+', source(all_cells[0]))
+    assert path.stat().st_size <= 150_000 and 20 <= len(all_cells) <= 65
+    assert max(lengths) <= 20 and statistics.median(lengths) <= 6
+    assert not exported(path) and 'default_exp' not in path.read_text()
+    assert 'model_card.ipynb' in prose and re.search('^ *(assert|test_eq|test_close)', '\n'.join(map(source, code)), re.M)
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS + TUTORIALS, ids=lambda p: p.stem)
 def test_outputs_are_clean(path):
     "No stacked progress bars, no warnings, no tracebacks, no paths of somebody's home, no large picture"
     for c in cells(path):

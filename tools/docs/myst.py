@@ -166,7 +166,7 @@ def _markdown_cell(text): return dict(cell_type='markdown', metadata={}, source=
 
 def _origin(page, site):
     "Which module and which notebook a chapter is"
-    name = Path(page.html).stem
+    name = Path(page.html).with_suffix('').as_posix() # a page in a folder is no module, whatever it is called
     notebook = f'[notebook]({site.blob}nbs/{page.file}){{.origin}}'
     if not (site.root/site.lib/f'{name}.py').exists() or page.file == 'index.ipynb': return '' if page.file == 'index.ipynb' else f'{{.origin-line}}\nThis page is a {notebook}'
     return f'{{.origin-line}}\nModule [`{site.lib}.{name}`]({site.blob}{site.lib}/{name}.py), written from its {notebook}'
