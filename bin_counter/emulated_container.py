@@ -333,7 +333,7 @@ def download(
     for _ in in_threads(lambda o: _fetch(s3, o[0], o[1], folder/o[2]), mine, workers=4): pass
     return len(mine)
 
-# %% ../nbs/16_emulated_container.ipynb #6c918840
+# %% ../nbs/16_emulated_container.ipynb #9c03371e
 def upload(
     s3:'botocore.client.S3', # boto3's client
     folder:Path, # what is in it goes up
@@ -346,7 +346,7 @@ def upload(
         try:
             stat = p.stat()
             if not p.is_file() or seen.get(p) == (stat.st_size, stat.st_mtime_ns): continue
-            with open(p, 'rb') as f: s3.put_object(Bucket=bucket, Key=f'{key.rstrip("/")}/{p.relative_to(folder)}'.lstrip('/'), Body=f)
+            s3.put_object(Bucket=bucket, Key=f'{key.rstrip("/")}/{p.relative_to(folder)}'.lstrip('/'), Body=p.read_bytes()) # read once: it may be growing
         except FileNotFoundError: continue
         seen[p], n = (stat.st_size, stat.st_mtime_ns), n + 1
     return n

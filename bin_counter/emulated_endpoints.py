@@ -531,11 +531,11 @@ def _roll_out(endpoint, config, policy):
     while any(s.busy for s in old.servers.values()) and time.monotonic() < end: time.sleep(.02)
     old.close()
 
-# %% ../nbs/16_emulated_endpoints.ipynb #b6edbcb9
+# %% ../nbs/16_emulated_endpoints.ipynb #9b7cd251
 def _update_endpoint(region:Region, params:Mapping)->dict:
     "UpdateEndpoint"
     endpoint, config, policy = region.find('Endpoint', params['EndpointName']), region.find('EndpointConfig', params['EndpointConfigName']), params.get('DeploymentConfig') or {}
-    traffic_steps(policy) # refuses one that makes no sense
+    traffic_steps(policy, sum(v.get('InitialInstanceCount', 1) for v in config['ProductionVariants'])) # refuses one that makes no sense
     _check_machines(region, config)
     known = {a['AlarmName'] for a in client(region, 'cloudwatch').describe_alarms()['MetricAlarms']}
     missing = [n for n in _alarm_names(policy) if n not in known]

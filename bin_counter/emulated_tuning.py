@@ -78,7 +78,7 @@ def falls_behind(
     median = statistics.median(means)
     return values[-1] < median if maximize else values[-1] > median
 
-# %% ../nbs/16_emulated_tuning.ipynb #6e42ac06
+# %% ../nbs/16_emulated_tuning.ipynb #3c14ee7d
 _KEPT = ('RoleArn', 'InputDataConfig', 'OutputDataConfig', 'ResourceConfig', 'StoppingCondition', 'Environment', 'EnableManagedSpotTraining', 'VpcConfig', 'EnableNetworkIsolation', 'RetryStrategy')
 
 def training_request(
@@ -88,7 +88,7 @@ def training_request(
 )->dict: # CreateTrainingJob request
     "The training job that tries one set of hyperparameters"
     d, objective = params['TrainingJobDefinition'], params['HyperParameterTuningJobConfig']['HyperParameterTuningJobObjective']
-    request = {k: d[k] for k in _KEPT if k in d}
+    request = {k: d[k] for k in _KEPT if k in d} | ({'Tags': params['Tags']} if params.get('Tags') else {}) # as on AWS, the search's tags are its jobs' too
     own = d.get('HyperParameterTuningResourceConfig')
     if own: request['ResourceConfig'] = {k: own[k] for k in ('InstanceType', 'InstanceCount', 'VolumeSizeInGB') if k in own}
     if d.get('CheckpointConfig'): request['CheckpointConfig'] = {**d['CheckpointConfig'], 'S3Uri': f'{d["CheckpointConfig"]["S3Uri"].rstrip("/")}/{name}'}

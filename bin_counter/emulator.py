@@ -7,8 +7,8 @@ __all__ = ['OPERATIONS', 'MOTO_LIES', 'MOTO_LACKS', 'FAULTS', 'moto_instead', 'R
            'check_faults', 'raise_faults', 'denied', 'simulate_policy', 'billed', 'inventory', 'answer', 'Emulation',
            'respond', 'control', 'main', 'Emulator', 'emulator_client', 'emulator_env', 'control_emulator']
 
-# %% ../nbs/16_emulator.ipynb #404fded4
-import argparse, fnmatch, json, os, random, re, signal, struct, subprocess, sys, threading, urllib.error, urllib.request
+# %% ../nbs/16_emulator.ipynb #0b0f7c3f
+import argparse, fnmatch, gzip, json, os, random, re, signal, struct, subprocess, sys, threading, urllib.error, urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ _S3 = {('GET', True): 'GetObject', ('HEAD', True): 'GetObject', ('PUT', True): '
 # %% ../nbs/16_emulator.ipynb #016572fe
 _ENDPOINT = re.compile(r'/endpoints/([^/]+)/(invocations|async-invocations|invocations-response-stream)$')
 
-# %% ../nbs/16_emulator.ipynb #8cd3611e
+# %% ../nbs/16_emulator.ipynb #f0e5717b
 def _read(environ):
     "A body of known length"
     import io
@@ -82,18 +82,23 @@ def _read(environ):
     environ['wsgi.input'] = io.BytesIO(body) # for whoever comes next
     return body
 
-# %% ../nbs/16_emulator.ipynb #98b1a543
+def _read_plain(environ):
+    "The same, unpacked where it is compressed"
+    body = _read(environ)
+    return gzip.decompress(body) if environ.get('HTTP_CONTENT_ENCODING') == 'gzip' else body
+
+# %% ../nbs/16_emulator.ipynb #66d5af3c
 def read_request(environ:Mapping)->Request:
     "Who asks for what, from the environment that WSGI gives"
     path, method, inside = environ.get('PATH_INFO', '/'), environ['REQUEST_METHOD'], INSIDE in environ.get('HTTP_USER_AGENT', '')
     found = _SCOPE.search(environ.get('HTTP_AUTHORIZATION', ''))
     region, service = found.groups() if found else ('us-east-1', 's3')
     service, target = _IAM.get(service, service), environ.get('HTTP_X_AMZ_TARGET', '')
-    if target: return Request('json', service, region, target.rsplit('.', 1)[-1], inside, _read(environ))
+    if target: return Request('json', service, region, target.rsplit('.', 1)[-1], inside, _read_plain(environ))
     if environ.get('HTTP_SMITHY_PROTOCOL'): return Request('cbor', service, region, path.rsplit('/', 1)[-1], inside)
     if asked := _ENDPOINT.search(path): return Request('rest', 'sagemaker', region, dict(invocations='InvokeEndpoint').get(asked[2], 'InvokeEndpointAsync'), inside)
     if environ.get('CONTENT_TYPE', '').startswith('application/x-www-form-urlencoded') and service != 's3':
-        body = _read(environ)
+        body = _read_plain(environ)
         return Request('query', service, region, parse_qs(body.decode()).get('Action', ['*'])[0], inside, body)
     if service == 's3': return Request('s3', 's3', region, _S3.get((method, '/' in path.strip('/')), '*'), inside)
     return Request('rest', service, region, '*', inside)
@@ -204,12 +209,13 @@ _LISTED = [
     ('apigateway', 'get_rest_apis', 'items', 'name', ''), ('events', 'list_rules', 'Rules', 'Name', ''), ('sqs', 'list_queues', 'QueueUrls', '', ''), ('kms', 'list_keys', 'Keys', 'KeyId', 'by the month'),
     ('cloudformation', 'list_stacks', 'StackSummaries', 'StackName', ''), ('secretsmanager', 'list_secrets', 'SecretList', 'Name', 'by the month')]
 
-# %% ../nbs/16_emulator.ipynb #11211cf0
+# %% ../nbs/16_emulator.ipynb #ed41e6dc
 def _of_moto(region, service, operation, listed, name, why):
     "Resources of one kind that moto keeps"
     out = getattr(client(region, service), operation)().get(listed) or []
     if service == 'cloudformation': out = [s for s in out if s['StackStatus'] != 'DELETE_COMPLETE']
-    return [dict(service=service, kind=listed, name=o[name] if name else o, region=region.name, billable=bool(why), why=why) for o in out]
+    def costs(o): return bool(why) and (service != 'logs' or o['storedBytes'] > 0) # an empty log costs nothing
+    return [dict(service=service, kind=listed, name=o[name] if name else o, region=region.name, billable=costs(o), why=why*costs(o)) for o in out]
 
 # %% ../nbs/16_emulator.ipynb #2d9906f7
 def _targets(region):

@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import atomic_write
 from .figure import figure_svg
 
-# %% ../nbs/00_page.ipynb #93e166d0
+# %% ../nbs/00_page.ipynb #bed54f9b
 STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--ink:#1b2128;--soft:#59636e;--line:#d8dde2;--panel:#f4f6f8;--blue:#2f7bc0;--orange:#c8641b;--grey:#8a94a0;--warn:#fff4e5}
 @media (prefers-color-scheme:dark){:root{--bg:#14181d;--ink:#e7ebef;--soft:#a5afb9;--line:#353d46;--panel:#1c2229;--blue:#5aa5e6;--orange:#ee9450;--grey:#7b8690;--warn:#3a2a17}}
@@ -34,7 +34,8 @@ nav{margin:14px 0 8px;font-size:.9rem;display:flex;flex-wrap:wrap;gap:4px 16px} 
 figure{margin:0} svg{display:block;width:100%;height:auto;max-width:560px;font-family:inherit} svg text{font-family:inherit}
 .scroll{overflow-x:auto;margin:0 0 12px} table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums} caption{text-align:left;padding-bottom:6px}
 th,td{padding:6px 10px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap} th[scope=row],th:first-child{text-align:left;font-weight:600} thead th{font-size:.85rem;color:var(--soft);font-weight:600;vertical-align:bottom}
-.card td,.card th{text-align:left;white-space:normal;overflow-wrap:anywhere} th small{display:block;font-weight:400;color:var(--soft);font-size:.85rem} .figures th[scope=row]{white-space:normal;min-width:10em}
+.steps td{text-align:left;white-space:normal} .steps td:nth-child(-n+3){white-space:nowrap} .steps th[scope=row]{min-width:9em;white-space:normal}
+.steps thead th{text-align:left} .card td,.card th{text-align:left;white-space:normal;overflow-wrap:anywhere} th small{display:block;font-weight:400;color:var(--soft);font-size:.85rem} .figures th[scope=row]{white-space:normal;min-width:10em}
 .heat td{text-align:center;min-width:4.2em} .heat td:last-child{font-weight:600} .heat thead th{text-align:center} table.heat{width:auto}
 .worst{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:18px} .worst img+img{margin-top:6px} .worst img{display:block;width:100%;height:170px;object-fit:contain;background:var(--panel);border-radius:6px} .gone{background:var(--panel);border-radius:6px;height:170px;overflow:auto;margin:0;padding:12px;color:var(--soft);font-size:.9rem}
 pre{background:var(--panel);padding:12px 14px;border-radius:6px;overflow-x:auto;font-size:.85rem} summary{cursor:pointer;margin:8px 0}
@@ -42,12 +43,12 @@ pre{background:var(--panel);padding:12px 14px;border-radius:6px;overflow-x:auto;
 @media print{:root{--bg:#fff;--ink:#000;--soft:#444;--line:#bbb;--panel:#f1f1f1;--blue:#2f7bc0;--orange:#c8641b;--grey:#8a94a0;--warn:#fff} nav,footer{display:none} .two{grid-template-columns:1fr 1fr} .worst{grid-template-columns:repeat(4,1fr)} .worst img,.gone{height:110px} section{padding:14px 0} table{font-size:9pt} figure,tr,.row{break-inside:avoid} h2{break-after:avoid} .scroll{overflow:visible;break-inside:avoid} th,td{padding:3px 6px} body{font-size:11pt;print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 
-# %% ../nbs/00_page.ipynb #f4430003
+# %% ../nbs/00_page.ipynb #d36584a5
 def html_table(
     caption:str, # what the table shows
     head:Sequence, # names of the columns
     rows:Sequence[Sequence], # cells; a row's first cell is its header, or a pair of header and explanation; another pair is style and text
-    cls:str='', # class: 'card' for text, 'heat' for shaded numbers, 'figures' for a wide first column
+    cls:str='', # class: 'card' for text, 'steps' for two short columns and a long one, 'heat' for shaded numbers, 'figures' for a wide first column
 )->str: # HTML
     "A table that can be read aloud"
     def cell(c): return f'<td style="{c[0]}">{escape(str(c[1]))}</td>' if isinstance(c, tuple) else f'<td>{escape(str(c))}</td>'

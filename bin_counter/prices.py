@@ -234,20 +234,22 @@ def total(charges:Iterable[Charge])->float:
     "Dollars of a bill"
     return sum(c.usd for c in charges)
 
-# %% ../nbs/11_prices.ipynb #0c9f0e97
+# %% ../nbs/11_prices.ipynb #52d27ad6
 def _amount(x): return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
 
 def charges_table(
     charges:Sequence[Charge], # the bill
     smallest:float=.005, # dollars under which a line is summed up with its like
+    per:str='month', # what the bill is of: 'month', or 'run' of a job
 )->str: # lines of text
     "Show a bill, largest line first"
     rows = sorted((c for c in charges if c.usd >= smallest), key=lambda c: -c.usd)
     rest = total(charges) - total(rows)
     out = [[c.service, c.unit, _amount(c.quantity), f'{c.usd_unit:.10f}'.rstrip('0').rstrip('.'), f'{c.usd:,.2f}'] for c in rows]
     if rest >= smallest: out.append(['others', 'less than a cent each', '', '', f'{rest:,.2f}'])
-    table = text_table(['service', 'for each', 'units a month', 'dollars', 'dollars a month'], [*out, ['total', '', '', '', f'{total(charges):,.2f}']])
-    return f'{table}\nprices of us-east-1, the oldest of {min((c.date for c in charges), default="today")}; without tax, credits or the cost of building'
+    table = text_table(['service', 'for each', f'units a {per}', 'dollars', f'dollars a {per}'], [*out, ['total', '', '', '', f'{total(charges):,.2f}']])
+    without = 'tax, credits or the cost of building' if per == 'month' else 'tax or credits'
+    return f'{table}\nprices of us-east-1, the oldest of {min((c.date for c in charges), default="today")}; without {without}'
 
 # %% ../nbs/11_prices.ipynb #71eb787b
 def compare_answers(
