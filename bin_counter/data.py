@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ABID', 'ABID_LAST_ID', 'LIST_LIMIT', 'MAX_BYTES', 'ABID_LICENCE', 'MetadataError', 'read_metadata', 'parse_ids',
-           'read_file_list', 'group_bins', 'group_sizes', 'index_bins', 'FetchReport', 'fetch_bins']
+           'read_file_list', 'group_bins', 'group_sizes', 'index_bins', 'FetchReport', 'fetch_bins', 'list_ids']
 
 # %% ../nbs/01_data.ipynb #28c26889
 import json, random, re
@@ -533,3 +533,12 @@ def fetch_bins(
     if per_count is None: got = fetch(_everything(source) if pool is None else pool, counts)
     else: got = _fetch_per_count(fetch, source, _Folder(out).ids(), pool, label_of, per_count, counts or Counts(), seed, workers, short)
     return _finish(out, list(got), known, short)
+
+# %% ../nbs/01_data.ipynb #bab9cfcc
+def list_ids(
+    source:str|Path, # s3://bucket, s3://bucket/prefix, or a folder in the bucket's layout
+    **asking, # workers, retries, backoff, endpoint_url, anonymous: as of `fetch_bins`
+)->list[str]: # ids of all photos, in the order of the source
+    "List every photo of a source"
+    source = _open_source(source, **asking) if str(source).startswith('s3://') else _open_source(source)
+    return source.ids(float('inf')) if isinstance(source, _Bucket) else source.ids()

@@ -8,7 +8,7 @@ __all__ = ['FIGURES', 'Predictions', 'read_predictions', 'confusion_matrix', 'we
            'format_comparison', 'plot_history', 'plot_recall', 'plot_reliability', 'plot_abstention', 'plot_errors',
            'worst_mistakes', 'render_report', 'evaluate']
 
-# %% ../nbs/07_evaluate.ipynb #011a30cf
+# %% ../nbs/07_evaluate.ipynb #352e81e1
 import base64, io, json, math, re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import (ConfigError, Counts, DataError, ModelCard, PhotoError, atomic_write, count_interval, file_hash, read_card, text_table,
+from .core import (ConfigError, Counts, DataError, ModelCard, PhotoError, count_interval, file_hash, read_card, text_table,
                               read_csv, read_json, write_json)
 from .figure import BLUE, GREY, INK, ORANGE, bare_axes, heat_photo
-from .page import STYLE, html_figure, html_page, html_section, html_table
+from .page import html_figure, html_page, html_section, html_table, write_page
 from .photo import read_photo
-
-_CSS, _section, _html_table = STYLE, html_section, html_table
 
 # %% ../nbs/07_evaluate.ipynb #fb05b045
 @dataclass(frozen=True, slots=True, eq=False)
@@ -627,7 +625,7 @@ def _read_reference(splits, p):
     notes = {part: n for part in ('valid', 'test') if (n := sum(r['part'] == part and r['id'] not in scored for r in used))}
     return [int(r['label']) for r in rows if r['part'] == 'train'], notes
 
-# %% ../nbs/07_evaluate.ipynb #12be6893
+# %% ../nbs/07_evaluate.ipynb #053f7880
 def evaluate(
     predictions:Path|str, # `predictions.csv`
     out:Path|str, # folder for `metrics.json` and `report.html`
@@ -656,5 +654,5 @@ def evaluate(
         if name in unscored: metrics[name]['notes'].append(f'{unscored[name]} photos of {name} in splits.csv have no prediction')
     page = render_report(metrics, worst_mistakes(parts.get('test', p)), rows, model, leak, data, explain)
     write_json(out/'metrics.json', metrics)
-    with atomic_write(out/'report.html') as f: f.write(page)
+    write_page(out/'report.html', page)
     return metrics
