@@ -9,12 +9,12 @@ __all__ = ['LINE', 'KEPT', 'LOOKS', 'FIGURES', 'ALPHA', 'FEWEST', 'STRATA', 'cut
            'energy_change', 'look_change', 'holm', 'judge', 'Reservoir', 'Window', 'compare', 'alarm_rate',
            'recount_line', 'read_recounts', 'stratum', 'Recounted', 'score_recounts']
 
-# %% ../nbs/15_drift.ipynb #393613ee
+# %% ../nbs/15_drift.ipynb #23ef11a5
 import base64, binascii, json, math, random, re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from .cloud import Asker, CloudError, default_region, error_code, explained

@@ -6,14 +6,13 @@
 __all__ = ['TRAIN_PINS', 'IMAGES', 'HEAD', 'BRING', 'WATCH', 'TRAIN', 'EC2_PRICES', 'is_gpu', 'user_data', 'instance_request',
            'ec2_cost', 'ec2_plan', 'earlier_machines', 'run_ec2', 'ec2_state']
 
-# %% ../nbs/14_ec2.ipynb #e6a2b1ad
+# %% ../nbs/14_ec2.ipynb #a6f1345e
 import json, re, shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from .cloud import Asker, CloudError, Plan, Step, check_requests, fill, tag, unknown
+from .cloud import Asker, CloudError, Plan, Step, check_requests, tag
 from .core import ConfigError
 from .plans import SPOT_SAVES, Project, check_hps, job_name
 from .prices import Charge, Price

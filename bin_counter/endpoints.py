@@ -11,13 +11,13 @@ __all__ = ['KINDS', 'VARIANT', 'BODY', 'MOVING', 'REMEDIES', 'UNDO', 'Hosting', 
            'prune', 'update', 'rollback', 'autoscale', 'stop_autoscaling', 'ask_later', 'late_answer',
            'transform_answers']
 
-# %% ../nbs/14_endpoints.ipynb #6f589e94
+# %% ../nbs/14_endpoints.ipynb #7cb4f28b
 import json, re, time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from .cloud import EXPIRED, SPECIAL, Asker, CloudError, Plan, Step, check_requests, error_code, fill, own_account, sha_of, tag, unknown, upload_step
+from .cloud import SPECIAL, Asker, CloudError, Plan, Step, check_requests, error_code, fill, own_account, sha_of, tag, unknown, upload_step
 from .core import ConfigError, bytes_hash
 from .plans import Project, find_role
 from .prices import PRICES, Charge, Price, charge, price_of, total

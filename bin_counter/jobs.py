@@ -9,17 +9,17 @@ __all__ = ['JOB_KINDS', 'ENDED', 'NO_ROLE', 'ROLE_RIGHTS', 'TOLD', 'ADVICE', 'PA
            'worth_telling', 'training_news', 'tuning_news', 'status_news', 'advice', 'explain_failure', 'watch',
            'run_tuning', 'tuning_results', 'tuning_table', 'best_job', 'plot_tuning']
 
-# %% ../nbs/14_jobs.ipynb #9c8c4b4f
+# %% ../nbs/14_jobs.ipynb #da9d8161
 import json, logging, os, re, tempfile, time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .cloud import DENIED, EXPIRED, SIGN_IN, Asker, CloudError, Plan, Step, check_requests, error_code, explain, explained, fill, partition, unknown
+from .cloud import DENIED, EXPIRED, SIGN_IN, Asker, CloudError, check_requests, error_code, explain, fill, partition, unknown
 from .core import BinCounterError, ConfigError, text_table
-from .figure import BLUE, GREY, INK, ORANGE, bare_axes
+from .figure import BLUE, INK, ORANGE, bare_axes
 from .plans import Machines, Project, after_cost, check_together, job_name, several_gpus, training_plan, tuning_plan
 from .prices import PRICES, Price
 from .source import FAILED, source_folder

@@ -8,17 +8,17 @@ __all__ = ['STALE', 'NAMESPACE', 'NOT_LOST', 'PERIODS', 'SPECIAL', 'METRICS_SENT
            'render_monitor', 'metric_data', 'put_metrics', 'monitor_alarms', 'Job', 'read_job', 'violations',
            'exit_message', 'run_job', 'main', 'monitor_request', 'monitor_plan', 'stop_monitoring']
 
-# %% ../nbs/15_monitor.ipynb #984b16f7
-import hashlib, json, math, os, re, sys, time
+# %% ../nbs/15_monitor.ipynb #0cc89ded
+import hashlib, json, os, re, sys, time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
 from .cloud import SPECIAL, Asker, CloudError, Plan, Step, default_region, error_code, upload_step
 from .core import BinCounterError, ConfigError, DataError, text_table
-from .drift import (ALPHA, FEWEST, FIGURES, STRATA, BucketPlace, FolderPlace, Recounted, Seen, Window, check_reference, compare, open_place,
+from .drift import (ALPHA, FEWEST, BucketPlace, FolderPlace, Recounted, Seen, Window, check_reference, compare, open_place,
                                read_captures, read_object, read_recounts, read_reference, recount_line, score_recounts, stratum)
 from .endpoints import is_gone, is_there
 from .page import html_page, html_section, html_table

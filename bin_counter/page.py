@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'html_table', 'html_section', 'html_figure', 'html_page', 'write_page']
 
-# %% ../nbs/00_page.ipynb #f91fb296
-import io
+# %% ../nbs/00_page.ipynb #7aad44a1
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'Where', 'remote_plan', 'job_settings', 'remembered', 'fetch_artifacts', 'add_test', 'train_remote']
 
-# %% ../nbs/18_remote.ipynb #e9050d89
+# %% ../nbs/18_remote.ipynb #b2308a64
 import io, json, tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .cloud import Asker, CloudError, Plan
-from .core import ConfigError, DataError, atomic_write, bytes_hash, file_hash, read_csv, read_json, write_csv, write_json
+from .core import ConfigError, atomic_write, bytes_hash, file_hash, read_csv, read_json, write_csv, write_json
 from .jobs import Job, run_training, watch
-from .plans import Machines, Project, cost_table, find_project, planned_cost, training_plan
+from .plans import Machines, Project, find_project, planned_cost, training_plan
 from .prices import PRICES, Price
 from .report import job_report
 from .splits import read_splits

@@ -6,18 +6,18 @@
 __all__ = ['USES', 'state_seconds', 'history_from_log', 'read_output', 'machine_use', 'use_rows', 'cost_rows', 'plot_losses',
            'plot_steps', 'plot_use', 'headline', 'render_job', 'gather_report', 'job_report']
 
-# %% ../nbs/14_report.ipynb #4c24bfb0
-import csv, io, json, math, re, tarfile
+# %% ../nbs/14_report.ipynb #467f7b4e
+import csv, io, json, re, tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from html import escape
 from pathlib import Path
 
-from .cloud import Asker, CloudError, error_code, is_absent
-from .core import BinCounterError, ConfigError, write_json
+from .cloud import Asker, CloudError, is_absent
+from .core import ConfigError, write_json
 from .figure import BLUE, GREY, INK, ORANGE, bare_axes
-from .jobs import ENDED, JOB_KINDS, Job, LogTail, explain_failure
+from .jobs import JOB_KINDS, Job, LogTail, explain_failure
 from .page import html_figure, html_page, html_section, html_table, write_page
 from .plans import CostRow, Project, after_cost
 from .prices import PRICES, Price

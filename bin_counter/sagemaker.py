@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['bin_rehearse', 'bin_endpoint', 'bin_retrain', 'bin_monitor']
 
-# %% ../nbs/22_sagemaker.ipynb #9be3d919
-from collections.abc import Mapping
+# %% ../nbs/22_sagemaker.ipynb #65d198bf
 from pathlib import Path
 
 from .cli import command
-from .core import ConfigError, DataError
+from .core import ConfigError
 
 # %% ../nbs/22_sagemaker.ipynb #8e0e9bfd
 @command(required=('out',), many=('set',))

@@ -6,7 +6,7 @@
 __all__ = ['BUSY', 'Item', 'split_rows', 'split_items', 'content_hash', 'stored', 'missing', 'patiently', 'send', 'make_bucket',
            'bucket_of', 'upload_split', 'upload_test', 'put_source']
 
-# %% ../nbs/13_upload.ipynb #150106eb
+# %% ../nbs/13_upload.ipynb #9d0f9a56
 import hashlib, json, os, random, time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ from .cloud import Asker, CloudError, Plan, apply, bucket_steps, error_code, exp
 from .core import DataError, bytes_hash, in_threads, os_error, progress
 from .plans import Project
 from .source import source_archive, source_key
-from .splits import EXTRA, SPLIT_COLUMNS, SplitRow, read_splits
+from .splits import SPLIT_COLUMNS, SplitRow, read_splits
 
 # %% ../nbs/13_upload.ipynb #6753dbd9
 @dataclass(frozen=True, slots=True)
