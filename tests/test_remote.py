@@ -51,6 +51,7 @@ def test_there_and_back(account, where, bins, split, tmp_path):
 def test_weights_travel(account, where, bins, split, tmp_path):
     "A file of weights goes up once, under its content, and the job starts from it"
     import torch
+    import bin_counter.net # lets torchvision be imported beside another build of torch
     from torchvision.models import squeezenet1_1
     out, weights = tmp_path/'run', tmp_path/'body.pth'
     out.mkdir()
@@ -59,7 +60,7 @@ def test_weights_travel(account, where, bins, split, tmp_path):
     train_remote(bins, out, {**TINY, 'weights': str(weights), 'trained': 'head'}, where, say=lambda s: None, poll=.3)
     job = account[0].client('sagemaker').describe_training_job(TrainingJobName=read_json(out/'job.json')['job'])
     assert 'weights' in [c['ChannelName'] for c in job['InputDataConfig']] and job['HyperParameters']['weights'].strip('"') == '/opt/ml/input/data/weights/body.pth'
-    assert read_json(out/'card.json')['training']['weights'].endswith('body.pth')
+    assert read_json(out/'card.json')['training']['config']['weights'].endswith('body.pth')
 
 
 def test_a_job_that_failed_is_not_met_again(account, where, tmp_path):
