@@ -356,14 +356,14 @@ def metric_definitions()->list[dict]: # Name and Regex of each
     "Where SageMaker finds the figures of an epoch"
     return [dict(Name=n, Regex=f'{n} ([0-9.]+)') for n in METRICS]
 
-# %% ../nbs/13_plans.ipynb #cda8d0d1
+# %% ../nbs/13_plans.ipynb #7cef1eda
 QUIET = {'BIN_COUNTER_PROGRESS': '0'} # no moving bars in a log
 
 def _training_parts(project, data, machines, job, sharded, mode, env, channels):
     "What a training job and the jobs of a search share"
     data = _uri(data, 'data')
     parts = dict(AlgorithmSpecification=dict(TrainingImage=training_image(project, machines.instance), TrainingInputMode=mode, MetricDefinitions=metric_definitions()), RoleArn=project.role,
-                 InputDataConfig=[channel('splits', f'{data}/splits'), channel('data', f'{data}/data', sharded, mode), *(channel(n, uri) for n, uri in channels.items())], OutputDataConfig=dict(S3OutputPath=project.uri('jobs')),
+                 InputDataConfig=[channel('splits', f'{data}/splits'), *([] if 'shards' in channels else [channel('data', f'{data}/data', sharded, mode)]), *(channel(n, uri) for n, uri in channels.items())], OutputDataConfig=dict(S3OutputPath=project.uri('jobs')),
                  ResourceConfig=dict(InstanceType=machines.instance, InstanceCount=machines.count, VolumeSizeInGB=machines.volume_gb),
                  StoppingCondition=dict(MaxRuntimeInSeconds=machines.seconds), EnableManagedSpotTraining=machines.spot, Environment={**QUIET, **env})
     if machines.spot: parts |= dict(StoppingCondition=dict(MaxRuntimeInSeconds=machines.seconds, MaxWaitTimeInSeconds=machines.wait_seconds),
@@ -372,7 +372,7 @@ def _training_parts(project, data, machines, job, sharded, mode, env, channels):
 
 def _source(project, source): return source or project.uri('code', '${code}', 'sourcedir.tar.gz')
 
-# %% ../nbs/13_plans.ipynb #eb3cebf8
+# %% ../nbs/13_plans.ipynb #c522e825
 def training_request(
     project:Project, # where
     data:str, # S3 folder of a dataset, as s3://bucket/data/HASH
@@ -384,7 +384,7 @@ def training_request(
     sharded:bool=False, # does each machine get its share of the photos?
     mode:str='File', # 'File' or 'FastFile'
     env:Mapping[str, str]={}, # more variables
-    channels:Mapping[str, str]={}, # more channels -> S3 folder: `weights`
+    channels:Mapping[str, str]={}, # more channels -> S3 folder: `weights`; with `shards` the photos come in those
 )->dict: # CreateTrainingJob request
     "A training job"
     job = job or f'{_job_stem(project, "train")}-${{now}}'
@@ -472,7 +472,7 @@ def _check_ends(hps, ranges):
     for r in ranges['CategoricalParameterRanges']:
         for v in r['Values']: check_hps({**hps, r['Name']: v})
 
-# %% ../nbs/13_plans.ipynb #9cddd734
+# %% ../nbs/13_plans.ipynb #54fa04ff
 def tuning_request(
     project:Project, # where
     data:str, # S3 folder of a dataset
@@ -490,7 +490,7 @@ def tuning_request(
     sharded:bool=False, # does each machine get its share of the photos?
     mode:str='File', # 'File' or 'FastFile'
     env:Mapping[str, str]={}, # more variables
-    channels:Mapping[str, str]={}, # more channels -> S3 folder: `weights`
+    channels:Mapping[str, str]={}, # more channels -> S3 folder: `weights`; with `shards` the photos come in those
 )->dict: # CreateHyperParameterTuningJob request
     "A tuning job"
     twice = sorted(set(hps) & set(ranges))

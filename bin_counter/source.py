@@ -13,8 +13,9 @@ from pathlib import Path
 
 from .core import BinCounterError, ConfigError, atomic_write, bytes_hash
 
-# %% ../nbs/13_source.ipynb #1de0a0f9
-MODULES = ('__init__', 'cache', 'calibration', 'core', 'fetch', 'hosts', 'inference', 'model', 'net', 'package', 'pairs', 'photo', 'settings', 'source', 'splits', 'train', 'watch')
+# %% ../nbs/13_source.ipynb #bd6e4d74
+MODULES = ('__init__', 'cache', 'calibration', 'cloud', 'core', 'data', 'fetch', 'figure', 'hosts', 'inference', 'model', 'net', 'package', 'pairs', 'photo', 'plans', 'prices', 'settings', 'shards', 'source',
+           'splits', 'trials', 'train', 'upload', 'watch')
 
 # %% ../nbs/13_source.ipynb #5855791b
 PINS = {'onnx': '1.23.2', 'onnxscript': '0.7.2', 'onnxruntime': '1.31.1', 'opencv-python-headless': '5.0.0.93', 'timm': '1.0.31'}
@@ -23,16 +24,24 @@ def requirements()->str:
     "What an image with torch and fastai still lacks, for pip"
     return ''.join(f'{name}=={version}\n' for name, version in PINS.items())
 
-# %% ../nbs/13_source.ipynb #02870309
-ENTRY = '''"What a training job starts: train a counter, then make the model folder a package."
-import sys
+# %% ../nbs/13_source.ipynb #ffa06a97
+ENTRY = '''"What a training job starts: unpack shards if that is how the photos came, train a counter, then make the model folder a package."
+import os, sys
 
+from bin_counter.core import BinCounterError
 from bin_counter.source import finish, prepare
 
-if __name__ == '__main__':
-    prepare()
+def main():
+    try:
+        if 'SM_CHANNEL_SHARDS' in os.environ:
+            from bin_counter.shards import unpack_channel
+            unpack_channel()
+        prepare()
+    except BinCounterError as e: return finish(1, why=str(e))
     from bin_counter.train import run_main
-    sys.exit(finish(run_main()))
+    return finish(run_main())
+
+if __name__ == '__main__': sys.exit(main())
 '''
 
 # %% ../nbs/13_source.ipynb #e4353a2a
@@ -106,7 +115,7 @@ def _reason(env, status):
     try: return ' '.join(failure_file(env).read_text(encoding='utf-8', errors='replace').split()) or f'exit status {status}'
     except OSError: return f'exit status {status}'
 
-# %% ../nbs/13_source.ipynb #a1f34f47
+# %% ../nbs/13_source.ipynb #130b02ab
 def _packed(env):
     "Build the package; what went wrong, '' if nothing did"
     try: complete_package(env.get('SM_MODEL_DIR') or 'run/model')
@@ -118,9 +127,10 @@ def _packed(env):
 def finish(
     status:int, # of the training: 0 where it succeeded, 143 where it was interrupted
     env:Mapping[str, str]=os.environ, # SM_MODEL_DIR, and RANK where there are several processes
+    why:str='', # what went wrong before the training
 )->int: # exit status of the job
     "Make a package of what was trained, or say why there is none; rank 0 alone packs"
-    why = '' if status else _packed(env) if int(env.get('RANK') or 0) == 0 else ''
+    why = why or '' if status else _packed(env) if int(env.get('RANK') or 0) == 0 else ''
     if why and failure_file(env).parent.is_dir():
         with atomic_write(failure_file(env)) as f: f.write(why[:1024] + '\n')
     if why or status not in (0, 143): print(f'{FAILED}{why or _reason(env, status)}', file=sys.stderr, flush=True)

@@ -368,3 +368,22 @@ def test_the_command_takes_what_the_plan_says(monkeypatch):
                                          (dict(machines=Machines('ml.c5.xlarge', spot=True)), 'spot'), (dict(source='s3://mine/raw', photos=535_234, copied=True), 'about 44 GB on every machine'), (dict(machines=Machines('ml.c5.xlarge', 1, hours=.1, max_hours=.5)), 'take more machines')])
 def test_a_plan_that_cannot_work_is_refused(given, says):
     with pytest.raises(ConfigError, match=says): shards_plan(PROJECT, **given)
+
+
+@pytest.mark.skipif(os.environ.get('BIN_COUNTER_SLOW') != '1', reason='takes a minute: set BIN_COUNTER_SLOW=1')
+def test_a_job_trains_on_shards(tmp_path, bins, split):
+    "Photos come as two shards instead of hundreds of files; two hosts unpack them and train one counter"
+    from bin_counter.jobs import run_training, watch
+    from bin_counter.plans import Machines, find_project
+    from bin_counter.rehearse import SETTINGS, has_sdk, make_role
+    from bin_counter.upload import upload_split
+    pack_shards(Packing(str(bins), shards=2), tmp_path/'packed', say=lambda line: None)
+    with Emulator(tmp_path/'aws', settings=SETTINGS) as aws, aws.active():
+        if not has_sdk(aws): pytest.skip("SageMaker's SDK cannot start jobs here")
+        project, asker = find_project('bins', make_role(aws), region='us-east-1'), Asker('us-east-1', say=lambda line: None, poll=.3)
+        data = upload_split(project, bins, split, asker)
+        for p in (tmp_path/'packed').iterdir(): aws.client('s3').upload_file(str(p), project.bucket, f'shards/{p.name}')
+        hps = dict(arch='squeezenet1_1', weights='none', size=32, epochs=1, batch_size=32, checkpoint_minutes=0)
+        job = run_training(project, data, hps, Machines('ml.m5.large', 2, hours=.1, max_hours=1), asker, channels=dict(shards=project.uri('shards')))
+        assert watch(project, job, asker)['TrainingJobStatus'] == 'Completed'
+        assert 'data' not in [c['ChannelName'] for c in job.ask(asker)['InputDataConfig']]
