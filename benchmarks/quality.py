@@ -69,6 +69,7 @@ def run_one(name, fold):
     recipe, settings = recipe_of(name)
     config = preset_config(recipe['preset'], **settings)
     rows, unused = samples_of(fold)
+    if 'suspects' in recipe: rows = doubted(rows, recipe['suspects'])
     balanced = balance_rows([r for r in rows if r.part != EXTRA], recipe['balance'], seed=args.seed, counts=counts) + [r for r in rows if r.part == EXTRA]
     test = [r for r in rows if r.part == 'test']
     left = [] if config.others == 'use' else [r for r in rows if r.part == EXTRA]
@@ -78,6 +79,12 @@ def run_one(name, fold):
     card = train(used, config, folder(name, fold), work=out/'work', log=lambda line: print(line, flush=True), also=also, tidy=False)
     write_json(folder(name, fold)/'done.json', dict(key=key_of(name, fold), seconds=time.perf_counter() - start, mass=card.calibration['mass'], temperature=card.temperature,
         memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6, photos=sum(r.part in ('train', EXTRA) for r in used), machine=machine()))
+
+
+def doubted(rows, how):
+    "Training photos whose record another recipe doubts weigh less; it has seen none of them, but other folds' counters have seen this fold's test photos"
+    from bin_counter.labels import down_weight, find_suspects, read_held_out
+    return down_weight(rows, find_suspects(read_held_out([home(how['by'])/'oof.csv']), how['share']), how['weight'])
 
 
 def home(name): return out/(name if args.share == 1 else f'{name}-{args.share:g}')
@@ -91,7 +98,8 @@ def key_of(name, fold):
     from bin_counter.train import data_hash, preset_config
     recipe, settings = recipe_of(name)
     weights = file_hash(args.weights) if Path(args.weights).is_file() else args.weights
-    return bytes_hash(repr((recipe['balance'], preset_config(recipe['preset'], **{**settings, 'weights': args.weights}), weights, data_hash(samples_of(fold)[0]))).encode())
+    doubt = [recipe['suspects'], file_hash(home(recipe['suspects']['by'])/'oof.csv')] if 'suspects' in recipe else []
+    return bytes_hash(repr((*doubt, recipe['balance'], preset_config(recipe['preset'], **{**settings, 'weights': args.weights}), weights, data_hash(samples_of(fold)[0]))).encode())
 
 
 def is_done(name, fold):
