@@ -16,10 +16,9 @@ slow = pytest.mark.skipif(os.environ.get('BIN_COUNTER_SLOW') != '1', reason='tak
 
 
 @pytest.mark.parametrize('fault, said', [
-    (dict(quota={'ml.m5.large': 1}), 'quota|limit'),
-    (dict(deny=['sagemaker:CreateTrainingJob']), 'sagemaker:CreateTrainingJob'),
-    (dict(expire=dict(after=0)), 'sign in'),
-], ids=['quota', 'right', 'credentials'])
+    pytest.param(dict(quota={'ml.m5.large': 1}), 'quota|limit', id='quota'),
+    pytest.param(dict(deny=['sagemaker:CreateTrainingJob']), 'sagemaker:CreateTrainingJob', id='right', marks=slow),
+    pytest.param(dict(expire=dict(after=0)), 'sign in', id='credentials', marks=slow)])
 def test_a_step_that_fails_says_what_to_do_and_nothing_stays(fault, said, tmp_path, monkeypatch):
     "The fault strikes when training begins; the steps after it are left out, and all that was made is removed"
     def train(s, done):

@@ -14,6 +14,7 @@ from bin_counter.plans import Machines
 from bin_counter.rehearse import SETTINGS, has_sdk, make_role
 from bin_counter.remote import Where, remembered, train_remote
 
+slow = pytest.mark.skipif(os.environ.get('BIN_COUNTER_SLOW') != '1', reason='takes a minute: set BIN_COUNTER_SLOW=1')
 TINY = dict(arch='squeezenet1_1', weights='none', size=32, epochs=1, batch_size=32, checkpoint_minutes=0, seed=0, counts='1-5', preset='best')
 
 
@@ -48,6 +49,7 @@ def test_there_and_back(account, where, bins, split, tmp_path):
     assert f'{job}: ' in line
 
 
+@slow
 def test_weights_travel(account, where, bins, split, tmp_path):
     "A file of weights goes up once, under its content, and the job starts from it"
     import torch
@@ -68,6 +70,7 @@ def test_a_job_that_failed_is_not_met_again(account, where, tmp_path):
     assert remembered(tmp_path, 'k', Asker('us-east-1')) is None and remembered(tmp_path, 'other', Asker('us-east-1')) is None
 
 
+@slow
 def test_the_command_does_the_rest_here(account, bins, tmp_path):
     "bin_run --where sagemaker: split and report on this machine, training on AWS"
     env = os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1]), BIN_COUNTER_PROGRESS='0')
