@@ -110,13 +110,14 @@ class Scene:
     @property
     def out(self)->Path: return self.record.out
 
-# %% ../nbs/17_rehearse.ipynb #5204790d
+# %% ../nbs/17_rehearse.ipynb #b5c86ed6
 def draw(
     out:Path, # folder of the rehearsal
     photos:int=1000, # bins to draw
     data:Path|None=None, # photos of your own
 )->tuple[Path, Path, dict]: # data folder, folder with splits.csv, facts
     "Have photos and a split"
+    out = Path(out)
     from bin_counter.balance import split_bins
     from bin_counter.core import read_manifest
     from bin_counter.data import index_bins

@@ -249,7 +249,7 @@ class Resource:
         cost = '?' if self.usd_hour is None else f'{self.usd_hour:.4f}' if self.usd_hour else ''
         return [self.kind.removeprefix('AWS::'), self.name.rsplit(':', 1)[-1][:60], self.state.lower().replace('_', ' ') if self.in_stack else 'not in the stack', cost]
 
-# %% ../nbs/12_stack.ipynb #996c5c5a
+# %% ../nbs/12_stack.ipynb #7a748efd
 @dataclass(frozen=True, slots=True)
 class StackStatus:
     "A deployment as it is now"
@@ -266,7 +266,7 @@ class StackStatus:
 
     def __str__(self):
         rows = [r.row() for r in self.resources]
-        table = [text_table(['what', 'name', 'state', 'dollars an hour'], rows), f'{len(rows)} things, {self.usd_hour:.4f} dollars an hour whether used or not; the rest is paid by use'] if rows else ['nothing is there']
+        table = [text_table(['what', 'name', 'state', 'dollars an hour'], rows), f'{len(rows)} thing{"s" if len(rows) != 1 else ""}, {self.usd_hour:.4f} dollars an hour whether used or not; the rest is paid by use'] if rows else ['nothing is there']
         return '\n'.join([f'{self.stack} in {self.region}: {self.state.lower().replace("_", " ")}', *(f'{k}: {v}' for k, v in self.outputs.items()), *table])
 
 # %% ../nbs/12_stack.ipynb #f1878c93
