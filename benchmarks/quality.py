@@ -69,8 +69,8 @@ def run_one(name, fold):
     recipe, settings = recipe_of(name)
     config = preset_config(recipe['preset'], **settings)
     rows, unused = samples_of(fold)
-    if 'suspects' in recipe: rows = doubted(rows, recipe['suspects'])
     balanced = balance_rows([r for r in rows if r.part != EXTRA], recipe['balance'], seed=args.seed, counts=counts) + [r for r in rows if r.part == EXTRA]
+    if 'suspects' in recipe: balanced = doubted(balanced, recipe['suspects'])
     test = [r for r in rows if r.part == 'test']
     left = [] if config.others == 'use' else [r for r in rows if r.part == EXTRA]
     start = time.perf_counter()
