@@ -367,10 +367,10 @@ def _captured(s):
     from bin_counter.drift import open_place, read_captures
     return list(read_captures(open_place(s.project.uri('captured'), s.aws), Counter()))
 
-# %% ../nbs/17_rehearse.ipynb #de44ec7f
+# %% ../nbs/17_rehearse.ipynb #d150507a
 def _scheduled(s):
     "Let the schedule run now, and read its report"
-    job = s.cloud.run_schedule(s.project.schedule)
+    job = s.known['monitor'] = s.cloud.run_schedule(s.project.schedule)
     found = wait_until(lambda: (d := s.aws.ask('sagemaker', 'DescribeProcessingJob', ProcessingJobName=job))['ProcessingJobStatus'] in ('Completed', 'Failed', 'Stopped') and d, 'the monitor', 180)
     if found['ProcessingJobStatus'] != 'Completed': raise CloudError(f"the monitor's job {found['ProcessingJobStatus']}: {found.get('FailureReason') or found.get('ExitMessage', '')}")
     keys = sorted(k for k, _, _ in _objects(s) if k.startswith('monitor/') and k.endswith('drift.json'))
@@ -378,15 +378,29 @@ def _scheduled(s):
     for name in ('drift.json', 'monitor.html'): fetch(s, s.project.uri(keys[-1].replace('drift.json', name)), s.out/'monitor/dark'/name)
     return read_json(s.out/'monitor/dark/drift.json')
 
-# %% ../nbs/17_rehearse.ipynb #d876d818
+# %% ../nbs/17_rehearse.ipynb #572ec598
 HISTORY = ('TrainingJob', 'HyperParameterTuningJob', 'ProcessingJob', 'TransformJob', 'PipelineExecution') # what has ended stays listed, on AWS too, and costs nothing
 
+def _left(s):
+    "What the emulator still holds of the rehearsal"
+    return [r for r in s.cloud.inventory()['resources'] if r['billable'] or r['service'] == 's3' or s.project.name in r['name'] and r['kind'] not in HISTORY]
+
+def _drop_log(s, job):
+    "Delete what a schedule's job has logged: AWS gives such a job no tag, so no teardown can tell whose it is"
+    group = '/aws/sagemaker/ProcessingJobs'
+    for p in s.aws.pages('logs', 'DescribeLogStreams', logGroupName=group, logStreamNamePrefix=f'{job}/'):
+        for x in p['logStreams']: s.aws.ask('logs', 'DeleteLogStream', logGroupName=group, logStreamName=x['logStreamName'])
+
+# %% ../nbs/17_rehearse.ipynb #53430975
 def _teardown(s:Scene, done:Done):
     "Everything is removed, and nothing costs"
     from bin_counter.leftovers import project_status, project_teardown
-    before = project_status(s.project, s.aws)
-    swept = project_teardown(s.project, s.aws)
-    left = [r for r in s.cloud.inventory()['resources'] if r['billable'] or r['service'] == 's3' or s.project.name in r['name'] and r['kind'] not in HISTORY]
+    before, swept = project_status(s.project, s.aws), project_teardown(s.project, s.aws)
+    if 'monitor' in s.known: _drop_log(s, s.known['monitor'])
+    for _ in range(3):
+        time.sleep(2)
+        if not (left := _left(s)): break
+        project_teardown(s.project, s.aws) # a server's last lines bring its log group back
     if left: raise CloudError(f'left after the teardown: {", ".join(r["kind"] + " " + r["name"] for r in left[:5])}')
     done.facts = dict(before=str(before).splitlines(), removed=list(swept.removed))
     done.seen = f'{len(before.resources)} things that cost ${before.usd_hour:.3f} an hour before, {len(swept.removed)} stopped or removed, none left in the emulator, nothing billable'
