@@ -391,16 +391,24 @@ def _drop_log(s, job):
     for p in s.aws.pages('logs', 'DescribeLogStreams', logGroupName=group, logStreamNamePrefix=f'{job}/'):
         for x in p['logStreams']: s.aws.ask('logs', 'DeleteLogStream', logGroupName=group, logStreamName=x['logStreamName'])
 
-# %% ../nbs/17_rehearse.ipynb #53430975
+# %% ../nbs/17_rehearse.ipynb #256cd0ee
+def _drop_group(s, group):
+    "Delete a log group, if it is there"
+    found = [g['logGroupName'] for p in s.aws.pages('logs', 'DescribeLogGroups', logGroupNamePrefix=group) for g in p['logGroups']]
+    if group in found: s.aws.ask('logs', 'DeleteLogGroup', logGroupName=group)
+
+# %% ../nbs/17_rehearse.ipynb #f1e8a13f
 def _teardown(s:Scene, done:Done):
     "Everything is removed, and nothing costs"
+    from bin_counter.endpoints import log_group
     from bin_counter.leftovers import project_status, project_teardown
     before, swept = project_status(s.project, s.aws), project_teardown(s.project, s.aws)
     if 'monitor' in s.known: _drop_log(s, s.known['monitor'])
     for _ in range(3):
         time.sleep(2)
         if not (left := _left(s)): break
-        project_teardown(s.project, s.aws) # a server's last lines bring its log group back
+        project_teardown(s.project, s.aws)
+        _drop_group(s, log_group(s.project)) # a server's last lines bring it back, without its tag
     if left: raise CloudError(f'left after the teardown: {", ".join(r["kind"] + " " + r["name"] for r in left[:5])}')
     done.facts = dict(before=str(before).splitlines(), removed=list(swept.removed))
     done.seen = f'{len(before.resources)} things that cost ${before.usd_hour:.3f} an hour before, {len(swept.removed)} stopped or removed, none left in the emulator, nothing billable'
