@@ -100,7 +100,7 @@ def test_outputs_are_clean(path):
         for o in c.get('outputs', []):
             text = ''.join(o.get('text', [])) + ''.join(''.join(v) for k, v in o.get('data', {}).items() if k.startswith('text'))
             assert o['output_type'] != 'error'
-            assert not re.search(r'\r|it/s\]|/root/|/home/|(?<![\w.])/(?:work|builds?|mnt)/|site-packages|\w*Warning:', text), text[:300]
+            assert not re.search(r'\r|it/s\]|/root/|/home/|(?<![\w.])/(?:work|builds?|mnt)/|site-packages|Traceback \(most|/tmp/tmp|\w*Warning:', text), text[:300]
             for kind, data in o.get('data', {}).items():
                 if kind.startswith('image'): assert len(''.join(data)) <= 70_000, kind # 50 KB in base64
 
