@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['KINDS', 'ACCOUNT', 'INSIDE', 'ApiError', 'invalid', 'not_emulated', 'service_model', 'shape_problems',
            'check_request', 'now', 'to_json', 'Kind', 'Resource', 'view', 'Settings', 'partition', 'short_id', 'Region',
-           'create', 'remove', 'shared_session', 'client', 'Cloud', 'run_for', 'NotOurs', 'call', 'describer',
-           'deleter', 'page', 'lister', 'list_tags', 'add_tags', 'delete_tags', 'job_fault', 'check_quota']
+           'create', 'remove', 'shared_session', 'client', 'Cloud', 'forget_moto', 'moto_server', 'run_for', 'NotOurs',
+           'call', 'describer', 'deleter', 'page', 'lister', 'list_tags', 'add_tags', 'delete_tags', 'job_fault',
+           'check_quota']
 
-# %% ../nbs/16_emulated_api.ipynb #1ada976b
-import copy, fnmatch, json, re, threading, traceback, uuid
-from collections.abc import Callable, Mapping, Sequence
+# %% ../nbs/16_emulated_api.ipynb #dabfddbc
+import copy, fnmatch, json, re, threading, traceback, urllib.request, uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -369,6 +371,24 @@ class Cloud:
         for stop in list(self.stops):
             try: stop()
             except Exception as e: self.log(f'not stopped: {e!r}')
+
+# %% ../nbs/16_emulated_api.ipynb #d3b07c6f
+def forget_moto(url:str):
+    "Have moto's server at that address drop all its records"
+    ask = urllib.request.Request(f'{url}/moto-api/reset', b'', method='POST')
+    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ask, timeout=60).read()
+
+# %% ../nbs/16_emulated_api.ipynb #5c6f5742
+@contextmanager
+def moto_server()->Iterator[str]: # its address
+    "moto's own server, empty, on a free port of this machine, for the length of a block"
+    from moto.server import ThreadedMotoServer
+    server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
+    server.start()
+    url = 'http://{}:{}'.format(*server.get_host_and_port())
+    forget_moto(url)
+    try: yield url
+    finally: server.stop()
 
 # %% ../nbs/16_emulated_api.ipynb #00dec406
 def run_for(

@@ -7,7 +7,7 @@ __all__ = ['OPERATIONS', 'MOTO_LIES', 'MOTO_LACKS', 'FAULTS', 'moto_instead', 'R
            'check_faults', 'raise_faults', 'denied', 'simulate_policy', 'billed', 'inventory', 'answer', 'Emulation',
            'respond', 'control', 'main', 'Emulator', 'emulator_client', 'emulator_env', 'control_emulator']
 
-# %% ../nbs/16_emulator.ipynb #0b0f7c3f
+# %% ../nbs/16_emulator.ipynb #bbf769c4
 import argparse, fnmatch, gzip, json, os, random, re, signal, struct, subprocess, sys, threading, urllib.error, urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 from .core import BinCounterError, ConfigError, write_json
-from .emulated_api import (ACCOUNT, INSIDE, ApiError, Cloud, NotOurs, Settings, add_tags, call, check_request, client, delete_tags, list_tags, not_emulated,
+from .emulated_api import (ACCOUNT, INSIDE, ApiError, Cloud, NotOurs, Settings, add_tags, call, check_request, client, delete_tags, forget_moto, list_tags, not_emulated,
                                       service_model, shared_session, to_json)
 from .emulated_container import Image, cloud_env, find_sandbox
 from .emulated_endpoints import ENDPOINT_OPERATIONS, invoke, invoke_async
@@ -348,10 +348,10 @@ def _set_faults(app, given):
         app.cloud.faults = {k: v for k, v in {**app.cloud.faults, **given}.items() if v is not None}
     return app.cloud.faults
 
-# %% ../nbs/16_emulator.ipynb #9a4f27b5
+# %% ../nbs/16_emulator.ipynb #56f32e51
 def _reset(app):
     app.renew()
-    urllib.request.urlopen(urllib.request.Request(f'{app.url}/moto-api/reset', b'', method='POST'), timeout=60).read()
+    forget_moto(app.url)
     return dict(status='ok')
 
 # %% ../nbs/16_emulator.ipynb #914b7988

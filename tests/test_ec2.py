@@ -1,5 +1,5 @@
 "The script that a machine of EC2 runs, run here: folders for S3, a server for the metadata, and a machine that is always switched off."
-import http.server, io, json, os, shutil, subprocess, sys, tarfile, threading, time
+import http.server, io, os, shutil, subprocess, sys, tarfile, threading, time
 from pathlib import Path
 
 import pytest

@@ -10,8 +10,8 @@ from botocore.exceptions import ClientError
 
 from bin_counter.core import ConfigError
 from bin_counter.emulator import MOTO_LACKS, MOTO_LIES, OPERATIONS, Emulator, moto_instead
+from emulated import ROLE, wait_for
 
-ROLE = 'arn:aws:iam::123456789012:role/bins'
 OURS, AWSS = 'bin-counter:1', '763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-training:2.13.0-cpu'
 SETTINGS = dict(grace=1.5, pace=.02, sync=.2, spot_wait=10, capture=.2, start=30, invoke=3)
 
@@ -93,15 +93,6 @@ def s3(aws): return aws.client('s3')
 
 def needs_namespaces(aws):
     if aws.mode != 'namespaces': pytest.skip('this machine permits no namespaces: run as root on Linux')
-
-
-def wait_for(ready, seconds=40, why='it'):
-    "Wait until something is so"
-    end = time.monotonic() + seconds
-    while not (found := ready()):
-        assert time.monotonic() < end, f'waited {seconds} s for {why}'
-        time.sleep(.05)
-    return found
 
 
 def read(s3, key, bucket='bins'): return s3.get_object(Bucket=bucket, Key=key)['Body'].read()

@@ -1,5 +1,5 @@
 "Endpoints against the emulated AWS: deployed, asked, updated under guard, taken back, scaled; and what happens when AWS refuses or the power goes."
-import io, json, os, subprocess, sys, tarfile, threading, time
+import io, json, os, subprocess, sys, tarfile, threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,17 +9,15 @@ import pytest
 pytest.importorskip('moto.server', reason="the emulator needs moto: pip install 'bin_counter[aws]'")
 
 from bin_counter.client import BinPredictor, EndpointError
-from bin_counter.cloud import Asker, CloudError, check_requests, fill, unknown
+from bin_counter.cloud import CloudError, check_requests, unknown
 from bin_counter.core import ConfigError, bytes_hash
 from bin_counter.emulator import Emulator
-from bin_counter.endpoints import (KINDS, VARIANT, Hosting, RolledBack, ask_later, autoscale, autoscaling_plan, current_hosting, deploy, endpoint_plan, find_endpoint, late_answer, our_configs, rollback,
+from bin_counter.endpoints import (VARIANT, Hosting, RolledBack, ask_later, autoscale, current_hosting, deploy, endpoint_plan, find_endpoint, late_answer, our_configs, rollback,
                                    stop_autoscaling, update, update_plan, wait_for_endpoint)
-from bin_counter.plans import Project
+from emulated import ACCOUNT, CLIENTS, ROLE, at, quiet, wait_for
 
-ROOT, ACCOUNT = Path(__file__).parents[1], '123456789012'
-ROLE = f'arn:aws:iam::{ACCOUNT}:role/bins'
+ROOT = Path(__file__).parents[1]
 SETTINGS = dict(grace=1.5, pace=.002, sync=.2, capture=.1, start=20, invoke=3)
-CLIENTS = {}
 PHOTO = b'\xff\xd8photo'
 
 SERVER = '''
@@ -76,21 +74,7 @@ def packages(tmp_path):
     return one
 
 
-def at(name, **more): return Project(name, account=ACCOUNT, role=ROLE, **more)
-def quiet(project, said=None, say=None):
-    "Somebody who asks, with connections that are made once: reading SageMaker's description takes a second"
-    asker = Asker(project.region, None, say or (said.append if said is not None else lambda line: None), .05)
-    asker.clients = CLIENTS
-    return asker
 def word(project, session=None): return BinPredictor(project.endpoint, tries=1).predict(PHOTO)['word']
-
-
-def wait_for(ready, seconds=30, why='it'):
-    end = time.monotonic() + seconds
-    while not (found := ready()):
-        assert time.monotonic() < end, f'waited {seconds} s for {why}'
-        time.sleep(.05)
-    return found
 
 
 def of(aws, project):

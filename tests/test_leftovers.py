@@ -1,22 +1,20 @@
 "Everything of a project is found, priced and removed, whatever happens in between; what belongs to others stays."
-import io, json, os, subprocess, sys, tarfile, time, zipfile
+import io, json, os, subprocess, sys, tarfile, zipfile
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip('moto.server', reason="the emulator needs moto: pip install 'bin_counter[aws]'")
 
-from bin_counter.cloud import Asker, CloudError
+from bin_counter.cloud import CloudError
 from bin_counter.ec2 import EC2_PRICES
 from bin_counter.emulator import Emulator
 from bin_counter.endpoints import autoscale, deploy, update
 from bin_counter.leftovers import project_status, project_teardown
-from bin_counter.plans import Project
 from bin_counter.prices import PRICES
+from emulated import ACCOUNT, CLIENTS, ROLE, at, quiet, wait_for
 
-ROOT, ACCOUNT = Path(__file__).parents[1], '123456789012'
-ROLE = f'arn:aws:iam::{ACCOUNT}:role/bins'
-CLIENTS = {}
+ROOT = Path(__file__).parents[1]
 SETTINGS = dict(grace=.5, pace=.002, sync=.2, capture=.1, start=20)
 IMAGE = f'{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/bin-counter:1'
 TOKEN = dict(ClientRequestToken='x'*32)
@@ -57,20 +55,6 @@ def package(tmp_path):
     return tmp_path/'model.tar.gz'
 
 
-def at(name, **more): return Project(name, account=ACCOUNT, role=ROLE, **more)
-def quiet(project, said=None, say=None):
-    "Somebody who asks, with connections that are made once: reading SageMaker's description takes a second"
-    asker = Asker(project.region, None, say or (said.append if said is not None else lambda line: None), .05)
-    asker.clients = CLIENTS
-    return asker
-
-
-def wait_for(ready, seconds=30, why='it'):
-    end = time.monotonic() + seconds
-    while not (found := ready()):
-        assert time.monotonic() < end, f'waited {seconds} s for {why}'
-        time.sleep(.05)
-    return found
 
 
 HISTORY = ('TrainingJob', 'ProcessingJob', 'TransformJob', 'HyperParameterTuningJob', 'PipelineExecution') # cannot be deleted on AWS either

@@ -11,8 +11,8 @@ pytest.importorskip('cv2', reason="photos are decoded by OpenCV: pip install 'bi
 
 from bin_counter.cloud import Asker, CloudError, Plan, Step, apply, check_requests
 from bin_counter.core import ConfigError, DataError
-from bin_counter.drift import (CaptureError, FolderPlace, Recounted, Reservoir, Seen, Window, check_reference, compare, counts_change, cut_lines, energy_change, distances, holm, judge, make_reference,
-                               open_place, photo_facts, read_capture, read_captures, read_recounts, recount_line, score_recounts, values_change)
+from bin_counter.drift import (CaptureError, FolderPlace, Recounted, Seen, Window, check_reference, counts_change, cut_lines, energy_change, distances, holm, judge, make_reference,
+                               open_place, read_capture, read_captures, read_recounts, recount_line, score_recounts, values_change)
 from bin_counter.monitor import (Reviews, agreed, answer_review, collect_reviews, drawn, headline, main, metric_data, monitor, monitor_plan, monitor_request, read_job, render_monitor, review_name, stop_monitoring, violations)
 from bin_counter.package import Package, count_photo
 from bin_counter.plans import Project

@@ -1,5 +1,5 @@
 "Retraining on the emulated AWS: the first model goes in, a worse one and an equal one do not, an alarm and a person have the last word."
-import contextlib, io, itertools, json, os, re, subprocess, sys, threading, time
+import contextlib, io, itertools, json, os, re, subprocess, sys, threading
 from dataclasses import replace
 
 import pytest
@@ -16,6 +16,7 @@ from bin_counter.pipeline import (approve, build_promoter, execution_steps, pipe
                                   watch_pipeline, watch_promotion)
 from bin_counter.plans import Machines, Project
 from bin_counter.splits import SplitRow, write_splits
+from emulated import ROLE, wait_for
 
 SETTINGS = dict(grace=1.5, pace=.02, sync=.2, capture=.2, start=60, invoke=10)
 RECIPES = dict(poor=60., good=12., equal=12., best=0.) # by how much each misreads the brightness of a photo; `equal` answers as `good` does
@@ -32,7 +33,6 @@ shutil.copytree(pathlib.Path(__file__).parent/hps['arch'], ml/'model', dirs_exis
 
 def counter(folder, off, temperature):
     "A package that counts by brightness: a photo of k items has a brightness of about 40 k"
-    import onnx
     from onnx import TensorProto, helper, numpy_helper
     import numpy as np
     mean = np.array([40*k + off for k in range(1, 6)], np.float32)/255
@@ -86,7 +86,7 @@ def aws(tmp_path_factory, recipes, photos):
 
 DATA, TEST = 's3://bins/data/0123456789abcdef', 's3://bins/test/0123456789abcdef'
 slow = pytest.mark.skipif(os.environ.get('BIN_COUNTER_SLOW') != '1', reason='takes minutes: set BIN_COUNTER_SLOW=1')
-ROLE, NAMES = 'arn:aws:iam::123456789012:role/bins', itertools.count()
+NAMES = itertools.count()
 
 
 class Line:
@@ -123,14 +123,6 @@ def line(aws, tmp_path):
 def faults(aws):
     yield aws.faults
     aws.faults(deny=None)
-
-
-def wait_for(ready, seconds=30):
-    end = time.monotonic() + seconds
-    while not (seen := ready()):
-        assert time.monotonic() < end, 'waited in vain'
-        time.sleep(.05)
-    return seen
 
 
 def test_the_first_goes_in_a_worse_and_an_equal_one_do_not_a_better_one_does(line, photos, recipes):
@@ -380,7 +372,7 @@ def test_rights_are_those_of_real_operations():
 def test_the_document_is_written_as_the_sdk_writes_it(tmp_path, monkeypatch):
     "Condition, failure, function and parameters, from AWS's own classes"
     monkeypatch.setenv('SAGEMAKER_USER_CONFIG_OVERRIDE', str(tmp_path/'none.yaml'))
-    steps = pytest.importorskip('sagemaker.mlops.workflow.condition_step', reason='the SageMaker SDK is not installed')
+    pytest.importorskip('sagemaker.mlops.workflow.condition_step', reason='the SageMaker SDK is not installed')
     from sagemaker.core.workflow.conditions import ConditionGreaterThan
     from sagemaker.core.workflow.functions import JsonGet
     from sagemaker.core.workflow.parameters import ParameterFloat, ParameterString

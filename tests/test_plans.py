@@ -1,17 +1,17 @@
 "Plans of jobs: who and where, requests that AWS's description allows and that run on the emulated AWS, and what they cost before and after."
 import io, json, tarfile, time
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import pytest
 
 pytest.importorskip('moto.server', reason="the emulator needs moto: pip install 'bin_counter[aws]'")
 
-from bin_counter.cloud import Asker, CloudError, check_requests, fill, unknown
+from bin_counter.cloud import CloudError, check_requests, fill, unknown
 from bin_counter.core import BinCounterError, ConfigError, write_json
 from bin_counter.emulator import Emulator, emulator_env
 from bin_counter.plans import *
-from bin_counter.plans import DISTRIBUTED, METADATA, REGISTRIES, SPOT_SAVES, TORCH
+from bin_counter.plans import DISTRIBUTED, REGISTRIES, SPOT_SAVES, TORCH
 from bin_counter.prices import PRICES, Price, total
 
 ACCOUNT, ROLE = '123456789012', 'arn:aws:iam::123456789012:role/service-role/jobs'

@@ -8,7 +8,6 @@ pytest.importorskip('moto.server', reason="the rehearsal needs moto: pip install
 for part in ('torch', 'onnxruntime'): pytest.importorskip(part, reason="the rehearsal trains: pip install 'bin_counter[train]'")
 
 from bin_counter import rehearse as R
-from bin_counter.cloud import CloudError
 from bin_counter.core import read_json
 from bin_counter.rehearse import rehearse
 
@@ -41,7 +40,7 @@ def test_a_step_that_only_seems_to_work_is_caught(tmp_path, monkeypatch):
     def forgetful(project, data, splits, aws):
         calls.append(1)
         uri = real(project, data, splits, aws)
-        if len(calls) > 1: aws.client('s3').put_object(Bucket=project.bucket, Key=f'data/again', Body=b'x')
+        if len(calls) > 1: aws.client('s3').put_object(Bucket=project.bucket, Key='data/again', Body=b'x')
         return uri
     monkeypatch.setattr(upload, 'upload_split', forgetful)
     monkeypatch.setattr(R, 'STEPS', {k: R.STEPS[k] for k in ('upload', 'teardown')})
