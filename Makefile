@@ -32,12 +32,12 @@ demo: $(VENV)/.installed ## draw bins, train a counter on them, judge it, packag
 	@bin_count --package demo/run/model.tar.gz demo/data/bin-images/00007.jpg
 	@echo; echo 'Open demo/run/report.html in a browser to read how good this counter is.'
 
-# two processes of one thread each: two of two threads would wait for each other on two cores
+# one thread a process: two of two threads would wait for each other on two cores; a third notebook works where others wait
 test: export OMP_NUM_THREADS = 1
 test: export BIN_COUNTER_PROGRESS = 0
 test: $(VENV)/.installed ## notebooks in sync, every notebook's cells, and the tests
 	@bash tools/check_sync.sh
-	@echo 'running every notebook' && nbdev_test --n_workers 2
+	@echo 'running every notebook' && nbdev_test --n_workers 3
 	@python -m pytest -q -ra -n 2 tests
 
 docs: $(VENV)/.installed ## build the documentation site in _docs/

@@ -312,7 +312,7 @@ class ServedNet(nn.Module):
 
     def forward(self, x): return (self.logits(x)/self.temperature).softmax(-1)
 
-# %% ../nbs/05_net.ipynb #8be5ce0d
+# %% ../nbs/05_net.ipynb #d0c5c864
 def logits_and_heat(
     stages:Sequence[nn.Module], # of a `BinNet` or of an ensemble's tail: the last two are the pooling and the head
     x:torch.Tensor, # what the first of them takes
@@ -333,9 +333,10 @@ class ExplainedNet(ServedNet):
         return torch.stack(z).mean(0), torch.stack(heat).mean(0)
 
     def forward(self, x):
-        outs = [(z, heat if v == 'plain' else heat.flip(-1)) for v in self.views for z, heat in [self.one(x if v == 'plain' else x.flip(-1))]]
-        logits, heat = (torch.stack(t).mean(0) for t in zip(*outs))
-        return (logits/self.temperature).softmax(-1), heat
+        z, heat = self.one(torch.cat([x if v == 'plain' else x.flip(-1) for v in self.views]))
+        z, heat = (t.reshape(len(self.views), x.shape[0], *t.shape[1:]) for t in (z, heat))
+        heat = torch.stack([h if v == 'plain' else h.flip(-1) for v, h in zip(self.views, heat)])
+        return (z.mean(0)/self.temperature).softmax(-1), heat.mean(0)
 
 # %% ../nbs/05_net.ipynb #2953a388
 def save_model(
