@@ -1,6 +1,6 @@
 """Several processes against one: the same counter, and how many photos a second.
 
-    python benchmarks/hosts.py [--n 1500] [--epochs 8] [--processes 2] [--seeds 3] [--weights FILE] [--size 128]
+    python benchmarks/hosts.py [--n 1500] [--epochs 8] [--processes 2] [--seeds 3] [--weights FILE] [--size 96]
 
 Drawn bins, the preset `best` with one member, and the entry point that a container runs: once as it is, and once under
 torchrun with several processes on this machine, each with one thread and its share of the photos, at the same batch size. Per
@@ -17,9 +17,9 @@ parser.add_argument('--n', type=int, default=1500, help='drawn bins')
 parser.add_argument('--epochs', type=int, default=8)
 parser.add_argument('--processes', type=int, default=2)
 parser.add_argument('--seeds', type=int, default=3)
-parser.add_argument('--arch', default='squeezenet1_1')
+parser.add_argument('--arch', default='resnet10t')
 parser.add_argument('--weights', default='none', help="a file of weights; 'none' trains everything from noise")
-parser.add_argument('--size', type=int, default=128, help='pixels')
+parser.add_argument('--size', type=int, default=96, help='pixels')
 args = parser.parse_args()
 
 import numpy as np
