@@ -378,7 +378,7 @@ def forget_moto(url:str):
     ask = urllib.request.Request(f'{url}/moto-api/reset', b'', method='POST')
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(ask, timeout=60).read()
 
-# %% ../nbs/16_emulated_api.ipynb #5c6f5742
+# %% ../nbs/16_emulated_api.ipynb #cee9b1cf
 @contextmanager
 def moto_server()->Iterator[str]: # its address
     "moto's own server, empty, on a free port of this machine, for the length of a block"
@@ -386,8 +386,9 @@ def moto_server()->Iterator[str]: # its address
     server = ThreadedMotoServer('127.0.0.1', 0, verbose=False)
     server.start()
     url = 'http://{}:{}'.format(*server.get_host_and_port())
-    forget_moto(url)
-    try: yield url
+    try:
+        forget_moto(url)
+        yield url
     finally: server.stop()
 
 # %% ../nbs/16_emulated_api.ipynb #00dec406
