@@ -68,6 +68,12 @@ def hands_of_a_clock(seconds):
     return lambda: now[0], Waits(), Works()
 
 
+def steady(path, log=lambda line: None):
+    "A watch whose steps all take the same time, whatever else the machine does, and what moves its clock"
+    clock, *hands = hands_of_a_clock(lambda step: (.001, .009))
+    return [RunWatch(path, log, clock=clock), *hands]
+
+
 # ---- the verdicts, at and beyond each limit
 
 def row(**changes):
@@ -136,7 +142,7 @@ def broken(kind):
 def test_each_check_fires_on_a_run_that_goes_wrong_in_its_way(kind, tmp_path):
     lines = []
     net = broken(kind)
-    learn = run(tmp_path, [RunWatch(tmp_path/'checks.json', lines.append)], **net)
+    learn = run(tmp_path, steady(tmp_path/'checks.json', lines.append), **net)
     found = [f['check'] for f in read_json(tmp_path/'checks.json')['findings']]
     assert kind in found
     assert [l.split()[1] for l in lines if l.startswith('check ')] == found, 'one line each'
@@ -144,8 +150,8 @@ def test_each_check_fires_on_a_run_that_goes_wrong_in_its_way(kind, tmp_path):
 
 
 def test_a_healthy_run_is_silent_though_every_check_looked(tmp_path):
-    lines, (clock, *hands) = [], hands_of_a_clock(lambda step: (.001, .009))
-    learn = run(tmp_path, [RunWatch(tmp_path/'checks.json', lines.append, clock=clock), *hands], epochs=6)
+    lines = []
+    learn = run(tmp_path, steady(tmp_path/'checks.json', lines.append), epochs=6)
     checks = read_json(tmp_path/'checks.json')
     assert checks['findings'] == [] and len(lines) == 1 and lines[0].startswith('checks: nothing unusual in 48 steps')
     assert all(n > 0 for n in checks['summary']['checks'].values()), checks['summary']
@@ -245,16 +251,16 @@ def kill_at(epoch, step):
 @pytest.mark.parametrize('past', ['kept', 'gone', 'damaged', 'short', 'of another version', 'of another run'])
 def test_a_resumed_run_takes_up_what_was_seen(past, tmp_path):
     path = tmp_path/'checks.json'
-    with pytest.raises(Quit): run(tmp_path, [RunWatch(path, lambda line: None), kill_at(4, 3)], net=tail(norm=False), **STUCK)
+    with pytest.raises(Quit): run(tmp_path, [*steady(path), kill_at(4, 3)], net=tail(norm=False), **STUCK)
     before = read_json(path)
     assert [f['check'] for f in before['findings']] == ['plateau'] and len(before['epochs']) == 4
     if past == 'gone': path.unlink()
     if past == 'damaged': path.write_text('{"epochs": [')
     if past == 'short': path.write_text(json.dumps(before | dict(epochs=before['epochs'][:2])))
     if past == 'of another version': path.write_text(json.dumps(dict(epochs=[dict(number=1)])))
-    if past == 'of another run': run(tmp_path/'other', [RunWatch(path, lambda line: None)])
+    if past == 'of another run': run(tmp_path/'other', steady(path))
     lines = []
-    run(tmp_path, [RunWatch(path, lines.append)], net=tail(norm=False), **STUCK)
+    run(tmp_path, steady(path, lines.append), net=tail(norm=False), **STUCK)
     after = read_json(path)
     if past == 'kept':
         assert after['epochs'][:4] == before['epochs'] and [r['epoch'] for r in after['epochs']] == [1, 2, 3, 4, 5, 6]
