@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fastcore.script import anno_parser
 
-from .core import BinCounterError, ConfigError, Counts, DataError, atomic_write, bytes_hash, file_hash, read_csv, read_json, read_manifest, write_csv, write_json
+from .core import BinCounterError, ConfigError, Counts, DataError, atomic_write, bytes_hash, file_hash, paused_gc, read_csv, read_json, read_manifest, write_csv, write_json
 
 # %% ../nbs/20_cli.ipynb #7af4e7b8
 def _parser(func, required=(), many=()):
@@ -186,7 +186,8 @@ def bin_split(
 @command
 def bin_train():
     "Train as a container does: folders in SM_CHANNEL_*, SM_MODEL_DIR and SM_CHECKPOINT_DIR, settings in SM_HPS as JSON"
-    from bin_counter.train import run_main
+    with paused_gc():
+        from bin_counter.train import run_main
     return run_main()
 
 # %% ../nbs/20_cli.ipynb #bd99d206
@@ -317,7 +318,8 @@ def _settings(given):
 # %% ../nbs/20_cli.ipynb #d3db606f
 def _train(out, data, hps, licence, watch=()):
     "Call the container's entry point with folders of this run"
-    from bin_counter.train import main
+    with paused_gc():
+        from bin_counter.train import main
     env = dict(SM_CHANNEL_DATA=str(data), SM_CHANNEL_SPLITS=str(out), SM_MODEL_DIR=str(out), SM_OUTPUT_DATA_DIR=str(out),
                SM_CHECKPOINT_DIR=str(out/'work'), SM_HPS=json.dumps(hps), BIN_COUNTER_DATA_LICENCE=licence)
     main(env | {f'BIN_COUNTER_{name.upper()}': '1' for name in watch})

@@ -7,10 +7,10 @@ __all__ = ['MANIFEST_COLUMNS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'BinCounterError
            'ModelError', 'PackageError', 'os_error', 'atomic_write', 'write_json', 'read_json', 'write_csv', 'read_csv',
            'text_table', 'bytes_hash', 'file_hash', 'BinRecord', 'write_manifest', 'read_manifest', 'Counts',
            'expected_count', 'choose_class', 'mass_before', 'count_interval', 'make_answer', 'Preprocess', 'ModelCard',
-           'write_card', 'read_card', 'ContainerPaths', 'infra_folder', 'progress', 'in_threads']
+           'write_card', 'read_card', 'ContainerPaths', 'infra_folder', 'progress', 'in_threads', 'paused_gc']
 
 # %% ../nbs/00_core.ipynb #6818624d
-import csv, hashlib, json, os, secrets, sys
+import csv, gc, hashlib, json, os, secrets, sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -452,3 +452,13 @@ def in_threads(
             if len(waiting) >= ahead: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
     finally: pool.shutdown(wait=True, cancel_futures=True)
+
+# %% ../nbs/00_core.ipynb #7a589c30
+@contextmanager
+def paused_gc():
+    "Let the garbage collector rest for the length of a block"
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()

@@ -177,7 +177,7 @@ def container_env(
     folders = {'SAGEMAKER_BASE_DIR': str(root/'ml'), 'SM_CHECKPOINT_DIR': str(root/'ml/checkpoints'), 'SM_FAILURE_FILE': str(root/'ml/output/failure')}
     base = {'TMPDIR': '/opt/ml/tmp'} if mode == 'namespaces' else folders
     return {**kept, 'PATH': f'{make_python(root, ours, cloud.settings.toolkit)}:{Path(sys.executable).parent}:/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin', 'HOME': str(root/'home'), 'LANG': 'C.UTF-8',
-            'PYTHONUNBUFFERED': '1', 'PYTHONDONTWRITEBYTECODE': '1', 'OMP_NUM_THREADS': str(cloud.settings.threads), 'GLOO_SOCKET_IFNAME': 'lo', 'TP_SOCKET_IFNAME': 'lo', 'NCCL_SOCKET_IFNAME': 'lo',
+            'PYTHONUNBUFFERED': '1', 'PYTHONDONTWRITEBYTECODE': '1', 'PIP_NO_WARN_CONFLICTS': '0', 'OMP_NUM_THREADS': str(cloud.settings.threads), 'GLOO_SOCKET_IFNAME': 'lo', 'TP_SOCKET_IFNAME': 'lo', 'NCCL_SOCKET_IFNAME': 'lo',
             'PET_MASTER_PORT': str(free_port()), **toolkit, **cloud_env(cloud.url, region.name, cloud.settings.network), **base, **extra}
 
 # %% ../nbs/16_emulated_container.ipynb #e07313eb
@@ -310,10 +310,18 @@ def list_objects(
     return [(bucket, o['Key'], local_name(o['Key'], prefix)) for p in pages for o in p.get('Contents', []) if not o['Key'].endswith('/')]
 
 # %% ../nbs/16_emulated_container.ipynb #00672e2f
+def _own(bucket, key):
+    "Content of an object that moto keeps in this process; None where it does not"
+    from moto.s3.exceptions import MissingBucket
+    from moto.s3.models import s3_backends
+    try: found = s3_backends[ACCOUNT]['aws'].get_object(bucket, key)
+    except MissingBucket: return None
+    return found and found.value
+
 def _fetch(s3, bucket, key, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    body = s3.get_object(Bucket=bucket, Key=key)['Body']
-    with open(path, 'wb') as f: shutil.copyfileobj(body, f, 1 << 20)
+    content = _own(bucket, key)
+    path.write_bytes(s3.get_object(Bucket=bucket, Key=key)['Body'].read() if content is None else content)
 
 # %% ../nbs/16_emulated_container.ipynb #c2c0ac88
 def download(

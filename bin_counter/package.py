@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from .core import Counts, DataError, ModelCard, PackageError, PhotoError, atomic_write, bytes_hash, in_threads, make_answer, os_error, write_csv
+from .core import Counts, DataError, ModelCard, PackageError, PhotoError, atomic_write, bytes_hash, in_threads, make_answer, os_error, paused_gc, write_csv
 from .model import preprocess_bytes
 from .pairs import sharpen
 
@@ -36,7 +36,7 @@ def export_onnx(
     import torch, warnings
     from bin_counter.net import ExplainedNet
     example = torch.zeros(2, 3, card.preprocess.size, card.preprocess.size)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), paused_gc():
         warnings.simplefilter('ignore') # the exporter warns about its own internals
         program = torch.onnx.export(ExplainedNet(net, card).eval(), (example,), dynamo=True, verbose=False, input_names=['photos'], output_names=['probs', 'heat'],
                                     dynamic_shapes=({0: torch.export.Dim('n', min=1, max=4096)},), opset_version=18)

@@ -28,7 +28,7 @@ def requirements()->str:
 ENTRY = '''"What a training job starts: unpack shards if that is how the photos came, train a counter, then make the model folder a package."
 import os, sys
 
-from bin_counter.core import BinCounterError
+from bin_counter.core import BinCounterError, paused_gc
 from bin_counter.source import finish, prepare
 
 def main():
@@ -38,10 +38,14 @@ def main():
             unpack_channel()
         prepare()
     except BinCounterError as e: return finish(1, why=str(e))
-    from bin_counter.train import run_main
+    with paused_gc():
+        from bin_counter.train import run_main
     return finish(run_main())
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    status = main()
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(status) # all files are closed: taking a million objects apart would take two more seconds
 '''
 
 # %% ../nbs/13_source.ipynb #e4353a2a
