@@ -37,7 +37,7 @@ test: export OMP_NUM_THREADS = 1
 test: export BIN_COUNTER_PROGRESS = 0
 test: $(VENV)/.installed ## notebooks in sync, every notebook's cells, and the tests
 	@bash tools/check_sync.sh
-	@echo 'running every notebook' && nbdev_test --n_workers 3
+	@echo 'running every notebook' && python tools/test_notebooks.py --n_workers 3
 	@python -m pytest -q -ra -n 2 tests
 
 docs: $(VENV)/.installed ## build the documentation site in _docs/

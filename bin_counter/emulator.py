@@ -8,7 +8,7 @@ __all__ = ['OPERATIONS', 'MOTO_LIES', 'MOTO_LACKS', 'FAULTS', 'moto_instead', 'R
            'respond', 'control', 'main', 'Emulator', 'emulator_client', 'emulator_env', 'control_emulator']
 
 # %% ../nbs/16_emulator.ipynb #bbf769c4
-import argparse, fnmatch, gzip, json, os, random, re, signal, struct, subprocess, sys, threading, urllib.error, urllib.request
+import argparse, fnmatch, gc, gzip, json, os, random, re, signal, struct, subprocess, sys, threading, urllib.error, urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -403,6 +403,7 @@ def _parser():
 # %% ../nbs/16_emulator.ipynb #84a9a206
 def main(args:Sequence[str]=None):
     "Serve until stopped"
+    gc.set_threshold(50_000, 20, 20) # moto is a million objects that stay: look through them seldom
     try:
         given = _parser().parse_args(args)
         Path(given.work).mkdir(parents=True, exist_ok=True)

@@ -281,7 +281,9 @@ def _paint_bag(d, w, h, p, rng):
     def rim(t): return 1 + sum(a*math.sin(k*t + b) for k, a, b in waves)
     def bent(v): return math.copysign(abs(v)**.6, v)
     reach = max(rim(i*math.tau/48) for i in range(48))
-    def at(t, k=1.): return (w/2*(1 + k*rim(t)/reach*bent(math.cos(t))), h/2*(1 + k*rim(t)/reach*bent(math.sin(t))))
+    def at(t, k=1.):
+        r = k*rim(t)/reach
+        return (w/2*(1 + r*bent(math.cos(t))), h/2*(1 + r*bent(math.sin(t))))
     outline = [at(i*math.tau/48) for i in range(48)]
     d.polygon(outline, fill=p.colour)
     for _ in range(3): # the content, seen through the film
@@ -373,28 +375,36 @@ class _Placed:
     y:int # top edge of the patch on the canvas
     on:int|None # index of the item it stands on
 
-def _cells(placed, shape):
-    "Cells of the coarse map that an item covers, as a boolean array"
+def _coarse(patch):
+    "Cells that a patch covers, as a boolean array of a quarter of its size"
+    import numpy as np
+    return np.asarray(patch[1].reduce(4)) > 127
+
+def _cells(placed, m, shape):
+    "Cells of the coarse map that an item covers where it is placed, as a boolean array; `m` are those of its patch"
     import numpy as np
     out = np.zeros(shape, bool)
-    m = np.asarray(placed.patch[1].reduce(4)) > 127
     y, x = placed.y//4, placed.x//4
     h, w = min(m.shape[0], shape[0] - y), min(m.shape[1], shape[1] - x)
     out[y:y + h, x:x + w] = m[:h, :w]
     return out
 
 # %% ../nbs/02_scene.ipynb #da3aa415
-def _in_view(owner, areas, least=0.):
-    "Share of each item that is in view; 0 for one that is split in two, or smaller than the share `least` of the photo"
+def _in_one_piece(m):
+    "Do the rows and the columns that a mask covers with at least two cells lie side by side?"
+    import numpy as np
+    lines = [np.flatnonzero(np.count_nonzero(m, axis) > 1) for axis in (0, 1)]
+    return all(len(v) and v[-1] - v[0] + 1 == len(v) for v in lines)
+
+def _in_view(owner, areas, least=0., need=0., moved=None):
+    """Share of each item that is in view; 0 for one that is split in two, or smaller than the share `least` of the photo.
+    Whether an item is split is looked at where all shares reach `need`, and then for the numbers `moved`, by default all"""
     import numpy as np
     seen = np.bincount(owner.ravel(), minlength=256)
-    out = []
-    for i, area in enumerate(areas, 1):
-        m = owner == i
-        lines = [np.flatnonzero(m.sum(axis) > 1) for axis in (0, 1)]
-        whole = all(len(v) and v[-1] - v[0] + 1 == len(v) for v in lines)
-        out.append(seen[i]/area if whole and area and seen[i] > owner.size*least else 0.)
-    return out
+    out = [seen[i]/area if area and seen[i] > owner.size*least else 0. for i, area in enumerate(areas, 1)]
+    if min(out, default=0.) < need: return out
+    split = [i for i in (range(1, len(areas) + 1) if moved is None else moved) if not _in_one_piece(owner == i)]
+    return [0. if i in split else share for i, share in enumerate(out, 1)]
 
 # %% ../nbs/02_scene.ipynb #2f40b909
 def _propose(rng, s, patch, depth, product, placed, many):
@@ -419,15 +429,18 @@ def _fill(rng, s, products, scale, least):
     depths = sorted(rng.random() for _ in products)
     for i, (p, depth) in enumerate(zip(products, depths), 1):
         patch = _paint_item(p, s.unit, scale*(.88 + .12*depth), rng.uniform(-1, 1))
+        coarse = _coarse(patch)
         for _ in range(30):
             new = _propose(rng, s, patch, depth, p, placed, len(products) > 6)
             if new.y < s.front[1] - 4 or new.x < 0: continue
-            cells = _cells(new, shape)
-            trial = np.where(cells & (owner != 255), i, owner).astype(np.uint8)
-            shares = _in_view(trial, [*areas, cells.sum()], .007*scale**2)
-            if min(shares) >= least: break
+            cells = _cells(new, coarse, shape)
+            trial, hides = owner.copy(), cells & (owner != 255)
+            moved = {i, *owner[hides].tolist()} - {0}
+            trial[hides] = i
+            area = np.count_nonzero(cells)
+            if min(_in_view(trial, [*areas, area], .007*scale**2, least, moved)) >= least: break
         else: return None
-        placed, areas, owner = [*placed, new], [*areas, cells.sum()], trial
+        placed, areas, owner = [*placed, new], [*areas, area], trial
     return placed
 
 # %% ../nbs/02_scene.ipynb #c0c1f55a
@@ -594,7 +607,7 @@ def _describe(s, placed):
     "Items with their places and how much of each is in view"
     import numpy as np
     owner = np.zeros((s.height//4 + 1, s.width//4 + 1), np.uint8)
-    cells = [_cells(p, owner.shape) for p in placed]
+    cells = [_cells(p, _coarse(p.patch), owner.shape) for p in placed]
     for i, c in enumerate(cells, 1): owner[c] = i
     owner[s.front[3]//4:] = 255
     shares = _in_view(owner, [c.sum() for c in cells])

@@ -1,6 +1,8 @@
 "Shared by the tests: a quiet, single-threaded environment, drawn bins, and the real photos where they are."
-import os, shutil
+import gc, os, shutil
 from pathlib import Path
+
+gc.set_threshold(100_000, 50, 100) # torch, fastai and moto are millions of objects that stay: look through them seldom
 
 os.environ.setdefault('BIN_COUNTER_PROGRESS', '0')
 for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '1') # before numpy and torch are loaded
