@@ -360,7 +360,7 @@ def test_killed_at_any_moment_the_next_run_ends_like_an_undisturbed_one(proxy, b
     out = tmp_path/'killed'
     code = f"from bin_counter.data import fetch_bins; fetch_bins({url!r}, {str(out)!r}, ids='1-40', workers=4, endpoint_url={proxy.url!r})"
     for photos in (6, 15): # killed twice, the second time with files that are there
-        proxy.faults = Faults(latency=0.01)
+        proxy.faults = Faults(latency=0.05) # slow enough to be caught by a machine that is busy
         child = subprocess.Popen([sys.executable, '-c', code], cwd=REPO, env={**os.environ, 'PYTHONPATH': str(REPO)})
         deadline = time.monotonic() + 20
         while len(proxy.faults.photos()) < photos and time.monotonic() < deadline: time.sleep(0.002)
