@@ -209,6 +209,8 @@ def test_a_damaged_file_of_the_notebook_is_said(tmp_path):
 
 def test_images_are_those_of_the_sdk():
     image_uris = pytest.importorskip('sagemaker.core.image_uris', reason="the SDK is not installed: pip install 'bin_counter[aws]'")
+    try: image_uris.retrieve('pytorch-amzn2023', 'us-east-1', version=TORCH, instance_type='ml.m5.xlarge', image_scope='training')
+    except (OSError, ValueError) as e: pytest.skip(f'this SDK is older than the image, and has no entry for it: {e}')
     for instance in ('ml.m5.xlarge', 'ml.c5.2xlarge', 'ml.t3.medium', 'ml.g4dn.xlarge', 'ml.g5.12xlarge', 'ml.g6e.xlarge', 'ml.gr6.4xlarge', 'ml.p4d.24xlarge', 'ml.p5.48xlarge'):
         for region in REGISTRIES if instance in ('ml.m5.xlarge', 'ml.g5.12xlarge') else ['us-east-1']:
             assert training_image(Project(region=region), instance) == image_uris.retrieve('pytorch-amzn2023', region, version=TORCH, instance_type=instance, image_scope='training')
