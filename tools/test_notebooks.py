@@ -2,8 +2,8 @@
 
     python tools/test_notebooks.py [options of nbdev_test]
 
-It is nbdev_test in a process whose garbage collector looks less often. A process that has imported torch, fastai and moto holds
-millions of objects that stay, and going through them again and again is a seventh of the time of all notebooks.
+It is nbdev_test in a process whose garbage collector looks less often: one that has imported torch, fastai and moto holds
+millions of objects that stay (chapter core), and every notebook would go through them again and again.
 """
 import gc
 
