@@ -15,7 +15,8 @@ help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1	/' | expand -t 8
 
 $(VENV)/.installed: settings.ini setup.py constraints.txt
-	@python=$$(for p in python3 python3.13 python3.12 python3.11 python; do \
+	@PATH="$${PATH#$(abspath $(BIN)):}"; \
+	  python=$$(for p in python3 python3.13 python3.12 python3.11 python; do \
 	    if command -v $$p >/dev/null && $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then command -v $$p; break; fi; done); \
 	  if [ -z "$$python" ]; then echo 'Python 3.11 or newer with venv is needed: install it (Debian: apt install python3 python3-venv) and run make again' >&2; exit 1; fi; \
 	  echo "setting up $(VENV) with $$python: some GB, once (torch on Linux brings the libraries of NVIDIA)"; \
