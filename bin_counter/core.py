@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MANIFEST_COLUMNS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'BinCounterError', 'ConfigError', 'DataError', 'PhotoError',
            'ModelError', 'PackageError', 'os_error', 'atomic_write', 'write_json', 'read_json', 'write_csv', 'read_csv',
-           'text_table', 'bytes_hash', 'file_hash', 'BinRecord', 'write_manifest', 'read_manifest', 'Counts',
-           'expected_count', 'choose_class', 'mass_before', 'count_interval', 'make_answer', 'Preprocess', 'ModelCard',
-           'write_card', 'read_card', 'ContainerPaths', 'infra_folder', 'progress', 'in_threads', 'paused_gc']
+           'text_table', 'bytes_hash', 'file_hash', 'unpack_tar', 'BinRecord', 'write_manifest', 'read_manifest',
+           'Counts', 'expected_count', 'choose_class', 'mass_before', 'count_interval', 'make_answer', 'Preprocess',
+           'ModelCard', 'write_card', 'read_card', 'ContainerPaths', 'infra_folder', 'progress', 'in_threads',
+           'paused_gc']
 
 # %% ../nbs/00_core.ipynb #6818624d
 import csv, gc, hashlib, json, os, secrets, sys
@@ -163,6 +164,18 @@ def file_hash(
     try:
         with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
     except OSError as e: raise os_error(e, path) from e
+
+# %% ../nbs/00_core.ipynb #19d8fcad
+def unpack_tar(
+    archive:'tarfile.TarFile', # open for reading
+    folder:Path|str, # where its files go
+):
+    "Unpack an archive, refusing what would land elsewhere"
+    import tarfile
+    if hasattr(tarfile, 'data_filter'): return archive.extractall(folder, filter='data')
+    odd = next((m.name for m in archive if not (m.isfile() or m.isdir()) or Path(m.name).is_absolute() or '..' in Path(m.name).parts), None)
+    if odd is not None: raise tarfile.ReadError(f'{odd!r} is no plain file or folder below it')
+    archive.extractall(folder)
 
 # %% ../nbs/00_core.ipynb #cdf73825
 @dataclass(frozen=True, slots=True)

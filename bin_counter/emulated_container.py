@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import bin_counter
-from .core import ConfigError, in_threads
+from .core import ConfigError, in_threads, unpack_tar
 from .emulated_api import ACCOUNT, ApiError, Cloud, Region, client
 
 # %% ../nbs/16_emulated_container.ipynb #1f1b12e6
@@ -386,7 +386,7 @@ def unpack(
         f.seek(0)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with tarfile.open(fileobj=f) as t: t.extractall(folder, filter='data')
+            with tarfile.open(fileobj=f) as t: unpack_tar(t, folder)
         except tarfile.TarError as e: raise ApiError('ClientError', f'Failed to extract model data archive from {uri}: {e}. The archive should be a .tar.gz file') from e
 
 # %% ../nbs/16_emulated_container.ipynb #4fdd8de2

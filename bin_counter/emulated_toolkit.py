@@ -70,7 +70,7 @@ def fetch_code(
     archive = into.parent/'tmp'/'sourcedir.tar.gz'
     archive.parent.mkdir(exist_ok=True)
     boto3.client('s3').download_file(bucket, key, str(archive))
-    with tarfile.open(archive) as t: t.extractall(into, filter='data')
+    with tarfile.open(archive) as t: t.extractall(into, **(dict(filter='data') if hasattr(tarfile, 'data_filter') else {})) # Python has it from 3.11.4 on
     return into
 
 def _install(code):

@@ -1,10 +1,10 @@
 "Files that are whole or absent, also when many threads write at once."
-import os, stat
+import io, os, stat, tarfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from bin_counter.core import atomic_write, in_threads
+from bin_counter.core import atomic_write, in_threads, unpack_tar
 
 
 def test_many_threads_write_with_the_modes_that_open_gives(tmp_path):
@@ -42,3 +42,27 @@ def test_in_threads_raises_where_the_failing_item_stands():
     with pytest.raises(ValueError, match='seven'):
         for a in answers: got.append(a)
     assert got == list(range(7))
+
+
+def _odd(name, kind, link=''):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+@pytest.mark.parametrize('has_filter', [True, False], ids=['as this Python does', 'as before 3.11.4'])
+@pytest.mark.parametrize('info', [_odd('../out', tarfile.REGTYPE), _odd('/tmp/bin_counter_out', tarfile.REGTYPE), _odd('a/../../out', tarfile.REGTYPE), _odd('link', tarfile.SYMTYPE, '../out'),
+                                  _odd('link', tarfile.LNKTYPE, '../out'), _odd('pipe', tarfile.FIFOTYPE), _odd('device', tarfile.CHRTYPE)], ids=lambda i: f'{i.name} {i.type.decode()}')
+def test_nothing_of_an_archive_lands_elsewhere(info, has_filter, tmp_path, monkeypatch):
+    if not has_filter: monkeypatch.delattr(tarfile, 'data_filter', raising=False)
+    elif not hasattr(tarfile, 'data_filter'): pytest.skip('this Python has no filter')
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode='w') as t:
+        t.addfile(_odd('box', tarfile.DIRTYPE))
+        t.addfile(info)
+    raw.seek(0)
+    with tarfile.open(fileobj=raw) as t:
+        if has_filter and info.name.startswith('/tmp'): unpack_tar(t, tmp_path/'in') # the filter takes the first slash away
+        else:
+            with pytest.raises(tarfile.TarError): unpack_tar(t, tmp_path/'in')
+    assert not (tmp_path/'out').exists() and not os.path.exists('/tmp/bin_counter_out')

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from bin_counter.core import BinCounterError, Counts, ModelCard, PackageError, PhotoError, Preprocess
+from bin_counter.core import BinCounterError, Counts, ModelCard, PackageError, PhotoError, Preprocess, unpack_tar
 from bin_counter.inference import (BODY_LIMIT, CountRequest, RequestError, choose_accept, error_body, error_status, input_fn, log_line, model_fn, output_fn,
                                    predict_fn, predict_many, respond, safe_id)
 from bin_counter.net import build_net, save_model
@@ -21,7 +21,7 @@ def run(tmp_path_factory):
     card = ModelCard('squeezenet1_1', Counts.parse('1-6+'), Preprocess(64), dict(pool='meanmax'), temperature=1.7, calibration=known)
     save_model(out, build_net(card), card)
     build_package(out, out/'model.tar.gz')
-    with tarfile.open(out/'model.tar.gz') as t: t.extractall(out/'model', filter='data')
+    with tarfile.open(out/'model.tar.gz') as t: unpack_tar(t, out/'model')
     return out
 
 
@@ -160,7 +160,7 @@ def test_the_folder_and_the_archive_are_one_package(run, package, photos):
 ])
 def test_a_folder_is_checked_as_an_archive_is(change, why, run, tmp_path):
     folder = tmp_path/'model'
-    with tarfile.open(run/'model.tar.gz') as t: t.extractall(folder, filter='data')
+    with tarfile.open(run/'model.tar.gz') as t: unpack_tar(t, folder)
     change(folder)
     with pytest.raises(PackageError, match=why): model_fn(folder)
 
