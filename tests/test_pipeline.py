@@ -372,6 +372,7 @@ def test_rights_are_those_of_real_operations():
 def test_the_document_is_written_as_the_sdk_writes_it(tmp_path, monkeypatch):
     "Condition, failure, function and parameters, from AWS's own classes"
     monkeypatch.setenv('SAGEMAKER_USER_CONFIG_OVERRIDE', str(tmp_path/'none.yaml'))
+    monkeypatch.setenv('AWS_DEFAULT_REGION', 'us-east-1') # the SDK's pipelines cannot be imported without a region
     pytest.importorskip('sagemaker.mlops.workflow.condition_step', reason='the SageMaker SDK is not installed')
     from sagemaker.core.workflow.conditions import ConditionGreaterThan
     from sagemaker.core.workflow.functions import JsonGet
