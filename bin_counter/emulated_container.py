@@ -9,7 +9,7 @@ __all__ = ['PACKAGE', 'SERVE', 'Sandbox', 'find_sandbox', 'make_python', 'Image'
            'open_log', 'close_log']
 
 # %% ../nbs/16_emulated_container.ipynb #cdd06518
-import fnmatch, importlib.util, itertools, json, os, re, shutil, signal, site, socket, subprocess, sys, tarfile, tempfile, threading, time, venv
+import fnmatch, importlib.util, io, itertools, json, os, re, shutil, signal, site, socket, subprocess, sys, tarfile, tempfile, threading, time, venv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -321,7 +321,8 @@ def _own(bucket, key):
 def _fetch(s3, bucket, key, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     content = _own(bucket, key)
-    path.write_bytes(s3.get_object(Bucket=bucket, Key=key)['Body'].read() if content is None else content)
+    source = s3.get_object(Bucket=bucket, Key=key)['Body'] if content is None else io.BytesIO(content)
+    with open(path, 'wb') as f: shutil.copyfileobj(source, f, 1 << 20)
 
 # %% ../nbs/16_emulated_container.ipynb #c2c0ac88
 def download(

@@ -45,7 +45,7 @@ def main():
 if __name__ == '__main__':
     status = main()
     sys.stdout.flush(), sys.stderr.flush()
-    os._exit(status) # all files are closed: taking a million objects apart would take two more seconds
+    os._exit(status) # all files are closed: taking a million objects apart would only cost time
 '''
 
 # %% ../nbs/13_source.ipynb #e4353a2a

@@ -844,3 +844,15 @@ def test_our_own_training_and_server(aws, sm, s3, bins, split, tmp_path):
     answer = aws.client('sagemaker-runtime').invoke_endpoint(EndpointName='own', Body=photo, ContentType='image/jpeg', CustomAttributes='recorded=3')
     assert json.loads(answer['Body'].read())['recorded'] == 3
     sm.delete_endpoint(EndpointName='own')
+
+
+def test_objects_of_another_process_come_over_http_and_own_ones_by_hand(s3, tmp_path, monkeypatch):
+    "The emulator is another process here, so nothing of it lies in this one"
+    from bin_counter import emulated_container as C
+    s3.put_object(Bucket='bins', Key='far/a/1.jpg', Body=b'photo')
+    source = dict(S3Uri='s3://bins/far/')
+    assert C._own('bins', 'far/a/1.jpg') is None
+    assert C.download(s3, source, tmp_path/'http') == 1 and (tmp_path/'http/a/1.jpg').read_bytes() == b'photo'
+    monkeypatch.setattr(C, '_own', lambda bucket, key: f'{bucket}/{key}'.encode())
+    C.download(s3, source, tmp_path/'hand')
+    assert (tmp_path/'hand/a/1.jpg').read_bytes() == b'bins/far/a/1.jpg'

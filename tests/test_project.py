@@ -56,7 +56,7 @@ def test_third_party_at_import(name):
 def test_every_pin_admits_the_oldest_python():
     "Debian's 3.11 is 3.11.2, and a pin that wants 3.11.5 ends a newcomer's first command"
     from importlib.metadata import distributions
-    requirements = pytest.importorskip('packaging.specifiers', reason='packaging comes with pytest')
+    specifiers = pytest.importorskip('packaging.specifiers', reason='packaging comes with pytest')
     cfg = ConfigParser(delimiters=['='])
     cfg.read(ROOT/'settings.ini')
     pinned = dict(l.split('==') for l in (ROOT/'constraints.txt').read_text().splitlines() if '==' in l and not l.startswith('#'))
@@ -65,7 +65,7 @@ def test_every_pin_admits_the_oldest_python():
     here = [d for d in distributions() if pinned.get(key(d.metadata['Name'])) == d.version]
     if not here: pytest.skip('none of the pinned versions is installed')
     oldest = f"{cfg['DEFAULT']['min_python']}.0"
-    assert [f"{d.metadata['Name']} {d.version} wants {r}" for d in here if (r := d.metadata['Requires-Python']) and not requirements.SpecifierSet(r).contains(oldest)] == []
+    assert [f"{d.metadata['Name']} {d.version} wants {r}" for d in here if (r := d.metadata['Requires-Python']) and not specifiers.SpecifierSet(r).contains(oldest)] == []
 
 
 def run(code): return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd='/').stdout
