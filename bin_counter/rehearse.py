@@ -231,7 +231,7 @@ def _tune(s:Scene, done:Done):
     trials = [s.aws.ask('sagemaker', 'DescribeTrainingJob', TrainingJobName=r['job']) for r in rows]
     s.record.costs += [planned_cost(job.name, machines, jobs=4), after_cost(job.ask(s.aws), jobs=trials)]
     done.facts = dict(job=job.name, best=best_job(rows).name, table=tuning_table(rows).splitlines())
-    done.seen = f'{len(rows)} trials, two at a time; the best has {best["metric"]} {best["objective"]:.3f} with lr {best["hp.lr"]} and batch_size {best["hp.batch_size"]}'
+    done.seen = f'{len(rows)} trials, two at a time; the best has {best["metric"]} {best["objective"]:.3f} with lr {float(best["hp.lr"]):.2g} and batch_size {best["hp.batch_size"]}'
 
 # %% ../nbs/17_rehearse.ipynb #6854fcc8
 def _promote(s:Scene, done:Done):
