@@ -25,3 +25,9 @@ def best(f, repeats=5, number=1):
         for _ in range(number): f()
         times.append((time.perf_counter() - start)/number)
     return min(times)
+
+
+def unit(seed, name):
+    "A number from 0 to 1 that a seed and a name decide"
+    from bin_counter.core import bytes_hash
+    return int(bytes_hash(f'{seed} {name}'.encode())[:12], 16)/16**12

@@ -11,7 +11,7 @@ The table compares each recipe with the first one named, paired by photo.
 import argparse, json, resource, subprocess, sys, time
 from pathlib import Path
 
-from _shared import machine, table
+from _shared import machine, table, unit
 
 HERE = Path(__file__).resolve().parent
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -37,18 +37,13 @@ from bin_counter.splits import EXTRA
 out, counts = Path(args.out), Counts.parse(args.counts)
 
 
-def unit(name):
-    "A number from 0 to 1 that a name and the seed decide"
-    return int(bytes_hash(f'{args.seed} {name}'.encode())[:12], 16)/16**12
-
-
 def samples_of(fold):
     "Samples of one fold's training, and the photos that only other folds use"
     rows, unused = [], []
     for r in read_manifest(out/'manifest.csv'):
-        inside, place = counts.index(r.label) is not None, int(unit(f'fold {r.group}')*args.folds)
-        part = 'test' if place == fold else 'valid' if unit(f'inner {r.group}') < 1/8 else 'train'
-        if part == 'train' and unit(f'share {r.group}') >= args.share: part = None
+        inside, place = counts.index(r.label) is not None, int(unit(args.seed, f'fold {r.group}')*args.folds)
+        part = 'test' if place == fold else 'valid' if unit(args.seed, f'inner {r.group}') < 1/8 else 'train'
+        if part == 'train' and unit(args.seed, f'share {r.group}') >= args.share: part = None
         sample = lambda part: Sample(r.id, r.label, r.group, part, path=Path(args.data)/'bin-images'/f'{r.id}.jpg')
         if inside and part: rows.append(sample(part))
         elif part == 'train': rows.append(sample(EXTRA))
@@ -61,6 +56,16 @@ def recipe_of(name):
     try: r = read_json(HERE/'recipes'/f'{name}.json')
     except BinCounterError: sys.exit(f'no recipe {name!r}: choose {", ".join(sorted(p.stem for p in (HERE/"recipes").glob("*.json")))}')
     return r, dict(arch=args.arch, weights=args.weights, counts=args.counts, seed=args.seed, **r['set'])
+
+
+def first_stage(name, fold, recipe, settings, used, also):
+    "Train the stage that goes before the recipe's own, on the same photos; returns its weights"
+    from bin_counter.net import save_model
+    from bin_counter.train import preset_config, train_net
+    place, config = folder(name, fold)/'first', preset_config(recipe['preset'], **settings | recipe['first'])
+    net, card, _ = train_net(used, config, out/'work', place/'history.csv', lambda line: print(f'first: {line}', flush=True), also=also)
+    save_model(place, net, card)
+    return str(place/'model.pth')
 
 
 def run_one(name, fold):
@@ -76,6 +81,7 @@ def run_one(name, fold):
     start = time.perf_counter()
     used = [r for r in balanced if r.repeats]
     also = [*test, *left, *unused, *(r for r in balanced if not r.repeats)]
+    if 'first' in recipe: config = preset_config(recipe['preset'], **settings | dict(weights=first_stage(name, fold, recipe, settings, used, also)))
     card = train(used, config, folder(name, fold), work=out/'work', log=lambda line: print(line, flush=True), also=also, tidy=False)
     write_json(folder(name, fold)/'done.json', dict(key=key_of(name, fold), seconds=time.perf_counter() - start, mass=card.calibration['mass'], temperature=card.temperature,
         memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6, photos=sum(r.part in ('train', EXTRA) for r in used), machine=machine()))
@@ -99,7 +105,8 @@ def key_of(name, fold):
     recipe, settings = recipe_of(name)
     weights = file_hash(args.weights) if Path(args.weights).is_file() else args.weights
     doubt = [recipe['suspects'], file_hash(home(recipe['suspects']['by'])/'oof.csv')] if 'suspects' in recipe else []
-    return bytes_hash(repr((*doubt, recipe['balance'], preset_config(recipe['preset'], **{**settings, 'weights': args.weights}), weights, data_hash(samples_of(fold)[0]))).encode())
+    first = [recipe['first']] if 'first' in recipe else []
+    return bytes_hash(repr((*doubt, *first, recipe['balance'], preset_config(recipe['preset'], **{**settings, 'weights': args.weights}), weights, data_hash(samples_of(fold)[0]))).encode())
 
 
 def is_done(name, fold):
