@@ -1,6 +1,6 @@
 """Ideas that were tried on the preset `best` and refused, so that anybody can try them again.
 
-    python benchmarks/screen.py --data DIR --out DIR --weights FILE [--ideas base norm chain teacher drawn] [--seeds 0 1]
+    python benchmarks/screen.py --data DIR --out DIR --weights FILE [--ideas base norm ...] [--seeds 0 1]
 
 Of five grouped folds, the counters learn from folds 2 to 4 and are judged on fold 1; fold 0 is not touched. The figure is the log
 loss on fold 1 at the best temperature, of the best epoch: what the preset itself chooses its epoch by. Each idea is trained with the seeds
@@ -141,7 +141,8 @@ def run(idea, m, config, samples, left, out):
     "Train one idea with the seed of the `m`-th member; returns the best epoch's line of the history"
     config, place = replace(config, seed=_member_seed(0, m)), out/f'{idea}{m}'
     answers = out/'base0-answers.npy'
-    cbs = dict(base=[Answers(answers)] if m == 0 else [], norm=[TrainNorms()], chain=[UseChain()], teacher=[Teacher(answers)], drawn=[])[idea]
+    cbs = dict(base=[Answers(answers)] if m == 0 else [], norm=[TrainNorms()], chain=[UseChain()], teacher=[Teacher(answers)]).get(idea, [])
+    config = replace(config, **SETTINGS.get(idea, {}))
     if idea == 'drawn': config = replace(config, weights=drawn_weights(config, out))
     if not (place/'done').exists():
         shutil.rmtree(place, ignore_errors=True) # half a run: its checkpoint knows nothing of what an idea changed
@@ -152,7 +153,9 @@ def run(idea, m, config, samples, left, out):
 
 
 IDEAS = dict(base='the preset, one network', norm='batch norms with statistics of these photos, trained', chain="a chain of 'more than k?' (CORN) as the head",
-             teacher='half of each target from the answers of base, seed 0', drawn='first four epochs on 6,000 drawn bins (look hard)')
+             teacher='half of each target from the answers of base, seed 0', drawn='first four epochs on 6,000 drawn bins (look hard)',
+             small='160 pixels instead of 224', deeper='four more blocks trained', small_deeper='160 pixels, four more blocks trained')
+SETTINGS = dict(small=dict(size=160), deeper=dict(trained='12'), small_deeper=dict(size=160, trained='12'))
 
 
 def main():
