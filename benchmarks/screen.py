@@ -1,10 +1,11 @@
-"""Ideas that were tried on the preset `best` and refused, so that anybody can try them again.
+"""Ideas tried on the preset `best`, one change at a time, so that anybody can try them again.
 
     python benchmarks/screen.py --data DIR --out DIR --weights FILE [--ideas base norm ...] [--seeds 0 1]
 
 Of five grouped folds, the counters learn from folds 2 to 4 and are judged on fold 1; fold 0 is not touched. The figure is the log
 loss on fold 1 at the best temperature, of the best epoch: what the preset itself chooses its epoch by. Each idea is trained with the seeds
-of an ensemble's members, since a seed alone moves it by more than 0.01. What is done is kept under --out: a run that was stopped goes on.
+of an ensemble's members, since a seed alone moves it by more than 0.01. What is done is kept under --out; a run that was stopped begins anew with the idea and seed
+that it was at.
 """
 import argparse, shutil, sys
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from bin_counter.cache import Sample
-from bin_counter.core import Counts, read_csv, read_manifest
+from bin_counter.core import Counts, file_hash, read_csv, read_json, read_manifest, write_json
 from bin_counter.data import index_bins
 from bin_counter.net import save_model
 from bin_counter.settings import preset_config
@@ -158,6 +159,15 @@ IDEAS = dict(base='the preset, one network', norm='batch norms with statistics o
 SETTINGS = dict(small=dict(size=160), deeper=dict(trained='12'), small_deeper=dict(size=160, trained='12'))
 
 
+def check_folder(args):
+    "Refuse a folder whose results are of other photos or weights"
+    made = dict(data=str(Path(args.data).resolve()), arch=args.arch, weights=file_hash(args.weights) if Path(args.weights).is_file() else args.weights)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out/'made_with.json'
+    if path.exists() and read_json(path) != made: sys.exit(f'{args.out} holds results of other photos, weights or another architecture: choose another --out')
+    write_json(path, made)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', required=True, help='data folder: bin-images/, metadata/')
@@ -168,11 +178,11 @@ def main():
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1], help='numbers of the members')
     args = parser.parse_args()
     if 'teacher' in args.ideas and ('base' not in args.ideas or 0 not in args.seeds): sys.exit('the idea teacher learns from base with seed 0: name both')
-    args.out.mkdir(parents=True, exist_ok=True)
+    check_folder(args)
     config = preset_config('best', arch=args.arch, weights=args.weights, members=1)
     samples, left = inner_split(args.data, args.out)
     rows = []
-    for idea in args.ideas:
+    for idea in [i for i in IDEAS if i in args.ideas]: # a teacher after its base
         best = [run(idea, m, config, samples, left, args.out) for m in args.seeds]
         show = lambda key, form: ', '.join(format(float(r[key]), form) for r in best)
         rows.append([IDEAS[idea], show('calibrated_loss', '.3f'), ', '.join(str(int(r['epoch']) + 1) for r in best), show('train_loss', '.2f')])
