@@ -415,7 +415,7 @@ def bin_run(
     size:int=None, # pixels a side; default 224
     batch_size:int=None, # photos a step; default 64
     lr:float=None, # learning rate of the head; 0 searches for one
-    trained:str=None, # 'head', a number of last blocks, 'upper' or 'all'
+    trained:str=None, # 'head', a number of last blocks, 'upper', 'most' or 'all'
     seed:int=0, # of split, weights and order
     set:str=None, # any other settings of TrainConfig, as name=value
     data_licence:str='', # licence of the photos, for the model card; default: what LICENCE.txt in the data folder says

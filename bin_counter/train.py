@@ -26,8 +26,8 @@ from .calibration import calibrate, fit_temperature, learn_pairs, log_loss
 from .core import BinCounterError, ConfigError, ContainerPaths, Counts, DataError, ModelCard, Preprocess, atomic_write, bytes_hash, choose_class, progress, write_csv
 from .hosts import HostError, Interrupted, World, check_same, container_samples, distributed, join_world, listening, own_samples, plain_net, step_sizes
 from .model import normalise, softmax
-from .net import BinNet, Ensemble, ServedNet, Tail, TimmBody, cut_net, pretrained_net, save_model
-from .settings import TrainConfig, config_from_hps, preset_config
+from .net import TORCHVISION_ARCHS, BinNet, Ensemble, ServedNet, Tail, TimmBody, join_nets, pretrained_net, save_model
+from .settings import SHARES, TrainConfig, config_from_hps, preset_config
 from .splits import EXTRA
 from .watch import OneLine, Watcher, watch_options, watchers
 
@@ -391,13 +391,17 @@ def predict(
     return out, bad
 
 # %% ../nbs/06_train.ipynb #d1b22462
+def _last(trained, n):
+    "How many of `n` blocks or layers are trained"
+    return round(SHARES[trained]*n) if trained in SHARES else int(trained)
+
 def _cut(net, config):
     "Number of blocks in the frozen front"
     n = len(net.body)
     if config.trained == 'all': return 0
     if config.trained == 'head': return n
     if isinstance(net.body[0], TimmBody): return 0 # one block: frozen by parameter instead
-    last = round(.42*n) if config.trained == 'upper' else int(config.trained)
+    last = _last(config.trained, n)
     if last > n: raise ConfigError(f"trained {config.trained}: {config.arch} has {n} blocks: choose 1 to {n}, or 'all'")
     return n - last
 
@@ -407,15 +411,15 @@ def _freeze_timm(net, config):
     if not isinstance(net.body[0], TimmBody) or config.trained in ('head', 'all'): return
     layers = net.body[0].layer_of()
     top = max(layers.values()) + 1
-    last = round(.42*top) if config.trained == 'upper' else int(config.trained)
+    last = _last(config.trained, top)
     for name, p in net.body[0].model.named_parameters(): p.requires_grad_(layers[name] >= top - last)
 
 # %% ../nbs/06_train.ipynb #73e186cb
-def _make_net(config):
+def _make_net(config, side=0):
     "Network and card of a run, before training"
     torch.manual_seed(config.seed)
-    card = ModelCard(config.arch, Counts.parse(config.counts), Preprocess(config.size, config.fit), net=dict(pool=config.pool, dropout=config.dropout), views=config.views, credit=config.credit)
-    return pretrained_net(card, config.weights)
+    net = dict(pool=config.pool, dropout=config.dropout) | (dict(side=side) if side else {})
+    return pretrained_net(ModelCard(config.arch, Counts.parse(config.counts), Preprocess(config.size, config.fit), net=net, views=config.views, credit=config.credit), config.weights)
 
 def _tidy(*folders):
     "Remove what a killed run had begun to write"
@@ -493,7 +497,7 @@ def run_key(
 )->str: # 64 hexadecimal digits; 16 of them name the checkpoint
     "Hash of all that decides how a network is trained"
     same = replace(config, members=1, credit=0., views=('plain',))
-    settings = {k: v for k, v in asdict(same).items() if k != 'checkpoint_minutes'}
+    settings = {k: v for k, v in asdict(same).items() if k not in ('checkpoint_minutes', 'later_size', 'later_trained')}
     parts = [settings, data_hash(samples), replace(card, views=same.views, credit=0.).to_dict(), *([processes] if processes > 1 else [])]
     return bytes_hash(json.dumps(parts, sort_keys=True).encode())
 
@@ -502,16 +506,22 @@ def _member_seed(seed, m):
     "Seed of the `m`-th member: the first has the run's own"
     return seed if m == 0 else int.from_bytes(hashlib.sha256(f'{seed} member {m}'.encode()).digest()[:4], 'big')
 
+def _member_config(config, m):
+    "Settings of the `m`-th member, and the side of the smaller squares that it sees, 0 for none"
+    config = replace(config, seed=_member_seed(config.seed, m), trained=config.later_trained if m and config.trained != 'all' else config.trained)
+    side = max(32, 32*round(config.later_size*config.size/32))
+    return config, side if m and side < config.size and config.arch in TORCHVISION_ARCHS else 0
+
 def _train_member(m, seen, cached, unused, config, folders, history, log, cbs, world):
     "Train one network: its parts, its card, and what happened"
-    counts, config, (checkpoints, caches) = Counts.parse(config.counts), replace(config, seed=_member_seed(config.seed, m)), folders
-    extra, net, card = sum(s.part == EXTRA for s in seen), *_make_net(config)
+    (config, side), counts, (checkpoints, caches) = _member_config(config, m), Counts.parse(config.counts), folders
+    extra, net, card = sum(s.part == EXTRA for s in seen), *_make_net(config, side)
     k, wide = _cut(net, config), wide_counts(counts) if extra else counts
     if extra: net.head[-1] = WideHead(net.head[-1].in_features, counts, wide)
     _freeze_timm(net, config)
     front, tail = net.split(k, still=card.net.get('norm') == 'still')
     n, of = sum(p.numel() for p in tail.parameters() if p.requires_grad), f'member {m + 1} of {config.members}, ' if config.members > 1 else ''
-    log(f'{of}{config.arch}: {k} of {len(net.body)} blocks frozen and cached, {n:,} parameters trained on {sum(s.part == "train" for s in seen):,} photos'
+    log(f'{of}{config.arch}{f" at {side} pixels" if side else ""}: {k} of {len(net.body)} blocks frozen and cached, {n:,} parameters trained on {sum(s.part == "train" for s in seen):,} photos'
         + (f' and {extra:,} of other counts' if extra else ''))
     views = ('plain',) if config.augment == 'none' else ('plain', 'flip')
     cache = build_cache(cached, card.preprocess, front if k else None, caches, views, config.precision, partial(world.stop.check, 'reading photos'))
@@ -528,6 +538,11 @@ def _train_member(m, seen, cached, unused, config, folders, history, log, cbs, w
     return net.cpu().eval(), card, k, dict(best_epoch=state['best_epoch'] + 1, epochs=len(state['rows']), bad=bad, checkpoint=keep.path)
 
 # %% ../nbs/06_train.ipynb #38f38088
+def _members_in_card(cards, cuts):
+    "What a card's `net` says about the members of an ensemble"
+    later = {k: cards[1].net[k] for k in ('side',) if k in cards[1].net} | ({'cut': cuts[1]} if cuts[1] != cuts[0] else {})
+    return dict(members=len(cards), cut=cuts[0]) | (dict(later=later) if later else {})
+
 def train_net(
     samples:Sequence[Sample], # all parts; test photos are not touched here
     config:TrainConfig, # settings
@@ -548,10 +563,11 @@ def train_net(
     cached = sorted([s for s in [*seen, *also] if s.id in mine], key=lambda s: s.id)
     paths = [history if m == 0 else history.with_stem(f'{history.stem}{m + 1}') for m in range(config.members)]
     made = [_train_member(m, seen, cached, unused, config, (work/'checkpoints', Path(cache or work/'cache')), path, log, cbs, world) for m, path in enumerate(paths)]
-    (net, card, k, info), cut = made[0], [cut_net(n, k) for n, _, k, _ in made]
-    if config.members > 1: net, card = Ensemble(cut[0][0], [tail for _, tail in cut]).eval(), replace(card, net={**card.net, 'members': config.members, 'cut': k})
+    nets, cards, cuts, infos = zip(*made)
+    net, card, info = nets[0], cards[0], infos[0]
+    if config.members > 1: net, card = join_nets(nets, cuts), replace(card, net={**card.net, **_members_in_card(cards, cuts)})
     skipped = [dict(id=s.id, reason=info['bad'][s.id]) for s in seen if s.id in info['bad']]
-    return net, card, dict(best_epochs=[i['best_epoch'] for *_, i in made], epochs=[i['epochs'] for *_, i in made], checkpoints=[i['checkpoint'] for *_, i in made], skipped=skipped)
+    return net, card, dict(best_epochs=[i['best_epoch'] for i in infos], epochs=[i['epochs'] for i in infos], checkpoints=[i['checkpoint'] for i in infos], skipped=skipped)
 
 # %% ../nbs/06_train.ipynb #97eef27b
 def prediction_columns(counts:Counts)->list[str]:

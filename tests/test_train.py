@@ -241,7 +241,8 @@ def test_an_ensemble_is_the_mean_of_its_members(bins, split, weights, tmp_path):
     "Each member alone, trained with its own seed, averaged by hand"
     from bin_counter.train import _member_seed
     samples = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 60]
-    config = preset_config('best', **{**hps(weights), 'epochs': 1, 'precision': 'fp32'}, members=2)
+    alike = {**hps(weights), 'epochs': 1, 'precision': 'fp32'}
+    config = preset_config('best', **alike, members=2, later_size=1., later_trained=preset_config('best', **alike).trained)
     from dataclasses import replace
     nets = {}
     for name, c in (('both', config), ('first', replace(config, members=1)), ('second', replace(config, members=1, seed=_member_seed(config.seed, 1)))):
@@ -250,3 +251,50 @@ def test_an_ensemble_is_the_mean_of_its_members(bins, split, weights, tmp_path):
     x = torch.randn(4, 3, 64, 64)
     with torch.inference_mode(): torch.testing.assert_close(nets['both'](x), (nets['first'](x) + nets['second'](x))/2, rtol=1e-4, atol=1e-5)
     assert (tmp_path/'both/history2.csv').exists() and len(list((tmp_path/'both/checkpoints').iterdir())) == 2
+
+
+@pytest.mark.parametrize('changes, later', [({}, dict(side=32, cut=5)), (dict(later_size=1.), dict(cut=5)), (dict(later_trained='upper'), dict(side=32)), (dict(trained='all'), dict(side=32)),
+                                            (dict(later_size=1., later_trained='upper'), None)])
+def test_later_members_see_what_their_settings_say(changes, later, bins, split, weights, tmp_path):
+    "Smaller squares, more blocks: trained, saved, loaded, exported, and asked through the package"
+    from bin_counter.cache import photo_squares
+    from bin_counter.model import normalise
+    from bin_counter.package import Package, build_package, photo_heat
+    samples = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 60]
+    config = preset_config('best', **{**hps(weights), 'trained': 'upper', 'epochs': 1, 'precision': 'fp32', 'members': 3, **changes})
+    train(samples, config, tmp_path, log=lambda l: None)
+    net, card = load_model(tmp_path)
+    assert card.net.get('later') == later and card.net['members'] == 3 and card.preprocess.size == 64
+    x = torch.from_numpy(normalise(next(photo_squares(samples[:4], card.preprocess))[1], card.preprocess))
+    with torch.inference_mode():
+        each = net.each(x)
+        torch.testing.assert_close(net(x), torch.stack(each).mean(0))
+        assert len({tuple(z.flatten().tolist()) for z in each}) == 3
+        if later and 'side' in later: # a member that sees small squares is asked about photos that were small before
+            small = torch.nn.functional.interpolate(x, size=(32, 32), mode='bilinear', antialias=True)
+            torch.testing.assert_close(each[1], net.later.tails[0](net.later.front[1:](small)))
+    build_package(tmp_path, tmp_path/'model.tar.gz')
+    package = Package.load(tmp_path/'model.tar.gz')
+    with torch.inference_mode(): want = ((net(x) + net(x.flip(-1)))/2/card.temperature).softmax(-1).numpy()
+    np.testing.assert_allclose(package.probs(x.numpy()), want, atol=1e-4)
+    assert photo_heat(package, x[0].numpy(), 0).shape == (3, 3)
+
+
+def test_other_later_members_leave_the_first_alone(bins, split, weights, tmp_path):
+    "A first network that is trained is not trained again because later ones change"
+    samples, said = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 60], []
+    settings = {**hps(weights), 'epochs': 1, 'precision': 'fp32'}
+    for changes in (dict(members=1), dict(members=2), dict(members=2, later_size=1.), dict(members=2, later_trained='upper')):
+        train(samples, preset_config('best', **settings, **changes), tmp_path, log=said.append, tidy=False)
+    assert sum(l.startswith('resuming after epoch 1 of 1') for l in said) == 3 and len(list((tmp_path/'checkpoints').iterdir())) == 4
+
+
+def test_a_transformer_keeps_its_size(bins, split, tmp_path):
+    "timm bodies take the size they were made for: later members differ by their seeds, and by what they train"
+    from bin_counter.core import ModelCard
+    from bin_counter.net import build_net
+    torch.save(build_net(ModelCard('test_vit')).state_dict(), tmp_path/'w.pth')
+    samples = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 60]
+    train(samples, preset_config('best', arch='test_vit', weights=str(tmp_path/'w.pth'), size=160, epochs=1, batch_size=32), tmp_path/'run', log=lambda l: None)
+    net, card = load_model(tmp_path/'run')
+    assert card.net['members'] == 2 and 'later' not in card.net
