@@ -439,7 +439,10 @@ class Emulator:
         env = {**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in (str(Path(sys.modules['bin_counter'].__file__).parents[1]), os.environ.get('PYTHONPATH')) if p)}
         self.process = subprocess.Popen([sys.executable, '-m', 'bin_counter.emulator', '--port', '0', '--work', str(self.work), '--mode', self.mode, '--config', str(self.work/'emulator.json'), '--until-eof'],
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, env=env, start_new_session=True)
+        hurry = threading.Timer(120, self.process.kill) # a start that hangs ends in the line below
+        hurry.start()
         line = self.process.stdout.readline()
+        hurry.cancel()
         if not line: raise ConfigError(f'the emulator did not start: {(self.work/"emulator.log").read_text()[-500:].strip()}')
         said = json.loads(line)
         self.url, self.mode = said['url'], said['mode']

@@ -62,7 +62,8 @@ def test_what_is_sent_is_what_a_job_may_see(cloud, project, bins, split):
 
 
 DIES = '''
-import os, signal
+import faulthandler, os, signal
+faulthandler.dump_traceback_later(100, exit=True) # where every thread stands, should it hang before it dies
 from bin_counter import upload
 from bin_counter.plans import Project
 send, sent = upload._send, []
@@ -77,8 +78,8 @@ upload._send = dying
 def test_an_upload_that_is_killed_goes_on(cloud, project, bins, split):
     "kill -9 in the middle; the same command sends the rest and nothing twice"
     code = DIES + f'upload.upload_split(Project({project.name!r}), {str(bins)!r}, {str(split)!r}, workers=1)'
-    process = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert process.returncode == -signal.SIGKILL
+    process = subprocess.run([sys.executable, '-c', code], env=os.environ | dict(PYTHONPATH=str(Path(__file__).parents[1])), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
     had, aws = cloud.client('s3').list_objects_v2(Bucket=f'{project.name}-123456789012-us-east-1')['KeyCount'], asker()
     uri = upload_split(project, bins, split, aws)
     total = len(keys(cloud, uri))
