@@ -171,7 +171,7 @@ class BinNet(nn.Module):
         return x
 
     def split(self,
-        k:int, # number of blocks in the front; all of them includes the pooling, and any what makes the squares smaller
+        k:int, # number of blocks in the front; all of them includes the pooling, and any number includes what makes the squares smaller
         still:bool=False, # keep the tail's batch norms in evaluation mode?
     )->tuple[nn.Module, Tail]: # front and tail, sharing parameters with the whole
         "Cut the network after `k` blocks"
