@@ -74,7 +74,7 @@ def _check_config(c):
 # %% ../nbs/06_settings.ipynb #d406d827
 PRESETS = dict(
     classic=dict(trained='head', epochs=10, lr=1e-3, schedule='constant', weight_decay=0., loss='cross_entropy', others='leave', mixup=0., pool='mean', dropout=0.,
-                 average=0., members=1, credit=0., views=('plain',)),
+                 average=0., members=1, later_size=1., later_trained='head', credit=0., views=('plain',)),
     best=dict())
 
 def preset_config(
@@ -86,7 +86,8 @@ def preset_config(
     unknown = set(changes) - {f.name for f in fields(TrainConfig)}
     if unknown: raise ConfigError(f'no such setting: {", ".join(sorted(unknown))}')
     scratch = dict(trained='all', body_lr=1., augment='light', weight_decay=.05, schedule='one_cycle', mixup=0., pool='mean', average=0., members=1) if changes.get('weights') == 'none' else {}
-    return TrainConfig(**{'preset': preset, **PRESETS[preset], **scratch, **changes})
+    alike = dict(later_trained=changes['trained']) if 'trained' in changes else {}
+    return TrainConfig(**{'preset': preset, **PRESETS[preset], **scratch, **alike, **changes})
 
 # %% ../nbs/06_settings.ipynb #666254e6
 def config_from_hps(

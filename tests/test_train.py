@@ -241,8 +241,7 @@ def test_an_ensemble_is_the_mean_of_its_members(bins, split, weights, tmp_path):
     "Each member alone, trained with its own seed, averaged by hand"
     from bin_counter.train import _member_seed
     samples = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 60]
-    alike = {**hps(weights), 'epochs': 1, 'precision': 'fp32'}
-    config = preset_config('best', **alike, members=2, later_size=1., later_trained=preset_config('best', **alike).trained)
+    config = preset_config('best', **{**hps(weights), 'epochs': 1, 'precision': 'fp32'}, members=2, later_size=1.)
     from dataclasses import replace
     nets = {}
     for name, c in (('both', config), ('first', replace(config, members=1)), ('second', replace(config, members=1, seed=_member_seed(config.seed, 1)))):
@@ -261,7 +260,7 @@ def test_later_members_see_what_their_settings_say(changes, later, bins, split, 
     from bin_counter.model import normalise
     from bin_counter.package import Package, build_package, photo_heat
     samples = [s for i, s in enumerate(read_samples(split/'splits.csv', bins)) if i < 60]
-    config = preset_config('best', **{**hps(weights), 'trained': 'upper', 'epochs': 1, 'precision': 'fp32', 'members': 3, **changes})
+    config = preset_config('best', **{**hps(weights), 'trained': 'upper', 'later_trained': 'most', 'epochs': 1, 'precision': 'fp32', 'members': 3, **changes})
     train(samples, config, tmp_path, log=lambda l: None)
     net, card = load_model(tmp_path)
     assert card.net.get('later') == later and card.net['members'] == 3 and card.preprocess.size == 64
