@@ -402,7 +402,7 @@ def _cut(net, config):
     if config.trained == 'head': return n
     if isinstance(net.body[0], TimmBody): return 0 # one block: frozen by parameter instead
     last = _last(config.trained, n)
-    if last > n: raise ConfigError(f"trained {config.trained}: {config.arch} has {n} blocks: choose 1 to {n}, or 'all'")
+    if last > n: raise ConfigError(f"{config.trained} blocks are to be trained, and {config.arch} has {n} blocks: choose 1 to {n}, or 'all'")
     return n - last
 
 # %% ../nbs/06_train.ipynb #9b1260b0
@@ -562,6 +562,7 @@ def train_net(
     mine, unused = {s.id for s in ([*samples, *also] if own is None else own)}, {s.id for s in also}
     cached = sorted([s for s in [*seen, *also] if s.id in mine], key=lambda s: s.id)
     paths = [history if m == 0 else history.with_stem(f'{history.stem}{m + 1}') for m in range(config.members)]
+    if config.members > 1: _cut(_make_net(*_member_config(config, 1))[0], _member_config(config, 1)[0]) # refused before the first is trained, not after
     made = [_train_member(m, seen, cached, unused, config, (work/'checkpoints', Path(cache or work/'cache')), path, log, cbs, world) for m, path in enumerate(paths)]
     nets, cards, cuts, infos = zip(*made)
     net, card, info = nets[0], cards[0], infos[0]

@@ -298,3 +298,10 @@ def test_a_transformer_keeps_its_size(bins, split, tmp_path):
     train(samples, preset_config('best', arch='test_vit', weights=str(tmp_path/'w.pth'), size=160, epochs=1, batch_size=32), tmp_path/'run', log=lambda l: None)
     net, card = load_model(tmp_path/'run')
     assert card.net['members'] == 2 and 'later' not in card.net
+
+
+def test_too_many_blocks_of_a_later_member_are_refused_before_the_first_is_trained(bins, split, weights, tmp_path):
+    from bin_counter.core import ConfigError
+    config = preset_config('best', **hps(weights), later_trained='30')
+    with pytest.raises(ConfigError, match='30 blocks are to be trained, and squeezenet1_1 has 13'): train(read_samples(split/'splits.csv', bins), config, tmp_path, log=lambda l: None)
+    assert not (tmp_path/'checkpoints').exists()
